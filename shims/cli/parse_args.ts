@@ -1,0 +1,3 @@
+// Stands in for jsr:@std/cli/parse-args: the same library, as npm carries it.
+// @ts-types="./parse_args.d.ts"
+export * from "npm:deno-std@1.4.0/cli/parse_args.js";
