@@ -6,3 +6,7 @@
 
 export * from "./stories15m.ts";
 export * from "./tokenizer.ts";
+export * from "./text.ts";
+export * from "./cache.ts";
+export { type Dataset, IGNORED_TARGET, pack, splitTail, type TokenWindow } from "./packing.ts";
+export * from "./loader.ts";
