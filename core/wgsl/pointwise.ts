@@ -1,0 +1,150 @@
+/**
+ * Pointwise loop kernels: one invocation an element, or one a word of two 16-bit elements.
+ *
+ * @module
+ */
+
+import { bytesOf, type DType, type Register } from "../dtype.ts";
+import type { Expr } from "../expr.ts";
+import type { LoopKernel, Write } from "../kernel.ts";
+import { addressOf, emitExpr } from "./expr.ts";
+import { type WgslArray, WgslModule } from "./module.ts";
+import { dispatchOf, type WgslProgram, type WgslSource, type WgslTarget } from "./program.ts";
+import { collapse, contiguousStrides, coordinatesOf, countOf } from "./space.ts";
+
+/** The inputs of a kernel, bound when an expression first reads them. */
+export class WgslInputs {
+  readonly #module: WgslModule;
+  readonly #dtypes: readonly DType[];
+  readonly #bound = new Map<number, WgslArray>();
+  readonly #base: number;
+
+  /** Input `base + i` has dtype `dtypes[i]`. */
+  constructor(module: WgslModule, dtypes: readonly DType[], base = 0) {
+    this.#module = module;
+    this.#dtypes = dtypes;
+    this.#base = base;
+  }
+
+  /** Lets input `index` stand for memory already bound. */
+  alias(index: number, array: WgslArray): void {
+    this.#bound.set(index, array.as(this.#dtypes[index - this.#base]));
+  }
+
+  /** The array of input `index`. */
+  array(index: number): WgslArray {
+    let array = this.#bound.get(index);
+    if (!array) {
+      const source: WgslSource = { kind: "input", index };
+      array = this.#module.array(source, this.#dtypes[index - this.#base]);
+      this.#bound.set(index, array);
+    }
+    return array;
+  }
+}
+
+/** WGSL's name for a register type: they are the same words. */
+export function wgslType(type: Register): string {
+  return type;
+}
+
+/** The statement that moves an output address by a scalar, where the kernel asks for it. */
+export function slotTerm(module: WgslModule, write: Write): string {
+  return write.slot === undefined ? "" : ` + ${module.scalar(write.slot)} * ${write.stride ?? 0}`;
+}
+
+/** The number of inputs that are the same memory as the output, named by index. */
+export type Aliases = readonly number[];
+
+/** The program of a loop kernel that reduces nothing. */
+export function pointwiseWgsl(
+  kernel: LoopKernel,
+  aliases: Aliases,
+  target: WgslTarget,
+): WgslProgram {
+  const count = countOf(kernel.shape);
+  if (count === 0) return { passes: [], workspace: 0 };
+  const space = collapse({
+    shape: kernel.shape,
+    reduced: 0,
+    body: kernel.body,
+    write: kernel.write.strides,
+  });
+  const { shape, body } = space;
+  const module = new WgslModule(target, kernel.scalars);
+  const narrow = bytesOf(kernel.output) === 2;
+  const write: Write = { ...kernel.write, strides: space.write };
+  const pairs = narrow && writesPairs(shape, write);
+  const output = module.array(
+    { kind: "output", index: 0 },
+    kernel.output,
+    narrow && !pairs ? "halves" : "write",
+  );
+  const inputs = new WgslInputs(module, kernel.inputs);
+  for (const i of aliases) inputs.alias(i, output);
+
+  const emitted = emitExpr(module, body, {
+    coordinate: (d) => `c${d}`,
+    array: (i) => inputs.array(i),
+  });
+  const coordinates = coordinatesOf(shape, 0, shape.length, "flat");
+  const place = addressOf(write.strides, write.offset, (d) => `c${d}`) + slotTerm(module, write);
+  const points = pairs ? count / 2 : count;
+  const size = workgroupSize(points, target);
+  const groups = dispatchOf(Math.ceil(points / size), target);
+  const store = pairs
+    ? `let low = element(2u * at);
+  let high = element(2u * at + 1u);
+  ${output.storeWord("place(2u * at) >> 1u", output.half("low"), output.half("high"))}`
+    : `let address = place(at);
+  ${output.store("address", "element(at)")}`;
+  const code = `fn element(flat: u32) -> ${wgslType(body.type)} {
+  ${coordinates}
+  ${emitted.code}
+  return ${emitted.value};
+}
+fn place(flat: u32) -> i32 {
+  ${coordinates}
+  return ${place};
+}
+@compute @workgroup_size(${size})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  let at = id.x + id.y * ${groups[0] * size}u;
+  if (at >= ${points}u) { return; }
+  ${store}
+}`;
+  return { passes: [module.pass(code, groups, count * 4)], workspace: 0 };
+}
+
+function workgroupSize(points: number, target: WgslTarget): number {
+  return Math.min(target.maxInvocations, points <= 64 ? 64 : 256);
+}
+
+// Whether elements 2i and 2i + 1 of the iteration share a word of the output, for every i: then one
+// invocation writes both.
+function writesPairs(shape: readonly number[], write: Write): boolean {
+  const even = (n: number): boolean => n % 2 === 0;
+  return shape.length > 0 && write.strides.at(-1) === 1 && even(shape.at(-1)!) &&
+    write.strides.slice(0, -1).every(even) && even(write.offset) &&
+    (write.slot === undefined || even(write.stride ?? 0));
+}
+
+/** The epilogue of a hand-written kernel as a function `epilogue(acc, flat)` of the output's index. */
+export function epilogueFunction(
+  module: WgslModule,
+  shape: readonly number[],
+  body: Expr,
+  inputs: WgslInputs,
+): string {
+  const space = collapse({ shape, reduced: 0, body, write: contiguousStrides(shape) });
+  const emitted = emitExpr(module, space.body, {
+    coordinate: (d) => `c${d}`,
+    array: (i) => inputs.array(i),
+    acc: "acc",
+  });
+  return `fn epilogue(acc: f32, flat: u32) -> ${wgslType(space.body.type)} {
+  ${coordinatesOf(space.shape, 0, space.shape.length, "flat")}
+  ${emitted.code}
+  return ${emitted.value};
+}`;
+}

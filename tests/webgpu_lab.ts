@@ -1,0 +1,295 @@
+// What the webgpu tests share: one backend, kernels in short, a plain interpreter as the oracle.
+import { assert } from "@std/assert";
+import { bytesOf, type DType, type HostArray, hostArray, registerOf } from "../core/dtype.ts";
+import type { Bound, Expr } from "../core/expr.ts";
+import type { Backend, LoopKernel, Step } from "../core/kernel.ts";
+import { createWebGpuBackend, webGpuAdapterProblem } from "../core/webgpu/backend.ts";
+
+/** A host array of any dtype. */
+export type Host = HostArray;
+
+const found = await createWebGpuBackend({ software: true });
+
+/** The backend under test. */
+export function backend(): Promise<Backend> {
+  return Promise.resolve(found!);
+}
+
+/** A test that needs an adapter, and says why where there is none. */
+export function gpuTest(name: string, body: () => Promise<void>): void {
+  Deno.test({
+    name: found ? name : `${name} (skipped: ${webGpuAdapterProblem()})`,
+    ignore: !found,
+    sanitizeOps: false,
+    sanitizeResources: false,
+    fn: body,
+  });
+}
+
+/** A load in short. */
+export function load(
+  dtype: DType,
+  input: number,
+  strides: number[],
+  offset = 0,
+  bounds: Bound[] = [],
+): Expr {
+  return { kind: "load", type: registerOf(dtype), input, strides, offset, bounds };
+}
+
+/** A loop kernel with a contiguous output. */
+export function loop(
+  shape: number[],
+  reduced: number,
+  body: Expr,
+  inputs: DType[],
+  output: DType = "f32",
+  combine: LoopKernel["combine"] = null,
+): LoopKernel {
+  const outer = shape.slice(0, shape.length - reduced);
+  const strides = outer.map((_, d) => outer.slice(d + 1).reduce((a, b) => a * b, 1));
+  return {
+    kind: "loop",
+    label: combine ?? "map",
+    shape,
+    reduced,
+    combine,
+    body,
+    inputs,
+    scalars: [],
+    output,
+    write: { strides, offset: 0 },
+    inPlace: null,
+  };
+}
+
+/** Runs steps once and reads what is asked for. */
+export async function runSteps(
+  steps: Step[],
+  scalars: Uint32Array<ArrayBuffer>,
+  results: { buffer: Step["inputs"][number]; bytes: number }[],
+): Promise<ArrayBuffer[]> {
+  const program = found!.program(steps, scalars.length);
+  const ran = await program.run({ uploads: [], scalars, results });
+  const data = await ran.fetch();
+  program.dispose();
+  return data;
+}
+
+/** `values` as host data of `dtype`, rounded to nearest even. */
+export function toHost(dtype: DType, values: readonly number[]): Host {
+  switch (dtype) {
+    case "f32":
+      return new Float32Array(values);
+    case "i32":
+      return new Int32Array(values);
+    case "f16":
+      return new Uint16Array(new Float16Array(values).buffer as ArrayBuffer);
+    case "bf16": {
+      const bits = new Uint32Array(new Float32Array(values).buffer);
+      return new Uint16Array([...bits].map((b) => (b + 0x7fff + ((b >> 16) & 1)) >>> 16));
+    }
+    default:
+      return new Uint32Array(values);
+  }
+}
+
+/** The numbers that host data of `dtype` stands for. */
+export function toNumbers(dtype: DType, data: Host): number[] {
+  if (dtype === "f16") return [...new Float16Array(data.buffer, 0, data.length)];
+  if (dtype === "bf16") {
+    return [...new Float32Array(Uint32Array.from(data, (h) => h << 16).buffer)];
+  }
+  return [...data];
+}
+
+/** Runs `kernel` on the device and compares with `expected`, by default the interpreter's. */
+export async function check(
+  kernel: LoopKernel,
+  inputs: readonly (readonly number[])[],
+  outputLength: number,
+  scalars: readonly number[],
+  tolerance: number,
+  expected?: readonly number[],
+): Promise<void> {
+  const device = found!;
+  const hosts = inputs.map((values, i) => toHost(kernel.inputs[i], values));
+  const bytes = Math.ceil(outputLength * bytesOf(kernel.output) / 4) * 4;
+  const buffers = hosts.map((host) => {
+    const buffer = device.allocate(Math.max(host.byteLength, 16));
+    device.write(buffer, host);
+    return buffer;
+  });
+  const out = kernel.inPlace === null
+    ? device.allocate(Math.max(bytes, 16))
+    : buffers[kernel.inPlace];
+  if (kernel.inPlace === null) device.write(out, new Uint8Array(bytes));
+  const words = new Uint32Array(kernel.scalars.length);
+  kernel.scalars.forEach((type, i) => {
+    if (type === "f32") new Float32Array(words.buffer)[i] = scalars[i];
+    else words[i] = scalars[i];
+  });
+  const size = device.workspace(kernel);
+  const workspace = size ? device.allocate(size) : null;
+  const [data] = await runSteps(
+    [{ kernel, inputs: buffers, outputs: [out], workspace, scalars: 0 }],
+    words,
+    [{ buffer: out, bytes }],
+  );
+  for (const b of new Set([...buffers, out, ...(workspace ? [workspace] : [])])) device.free(b);
+  const got = toNumbers(kernel.output, hostArray(kernel.output, data, outputLength));
+  const oracle = expected ?? interpret(
+    kernel,
+    hosts.map((h, i) => toNumbers(kernel.inputs[i], h)),
+    outputLength,
+    [...scalars],
+  );
+  const rounded = toNumbers(kernel.output, toHost(kernel.output, oracle));
+  close(got, rounded, kernel.output === "f16" ? 1e-3 : kernel.output === "bf16" ? 8e-3 : tolerance);
+}
+
+/** Asserts |got - want| ≤ tolerance · max(1, |want|). */
+export function close(
+  got: ArrayLike<number>,
+  want: ArrayLike<number>,
+  tolerance: number,
+  what = "",
+): void {
+  for (let i = 0; i < want.length; i++) {
+    const same = Object.is(got[i], want[i]) ||
+      Math.abs(got[i] - want[i]) <= tolerance * Math.max(1, Math.abs(want[i]));
+    assert(same, `${what} element ${i}: got ${got[i]}, want ${want[i]}`);
+  }
+}
+
+function interpret(
+  kernel: LoopKernel,
+  inputs: number[][],
+  outputLength: number,
+  scalars: number[],
+): number[] {
+  const { shape, reduced, combine, write } = kernel;
+  const out = new Array<number>(outputLength).fill(0);
+  const border = shape.length - reduced;
+  const count = (s: readonly number[]): number => s.reduce((a, b) => a * b, 1);
+  const outer = count(shape.slice(0, border)), inner = count(shape.slice(border));
+  const low = { f32: -Infinity, i32: -2147483648, u32: 0, bool: 0 }[kernel.body.type];
+  const high = { f32: Infinity, i32: 2147483647, u32: 4294967295, bool: 1 }[kernel.body.type];
+  const start = { sum: 0, prod: 1, max: low, min: high };
+  for (let o = 0; o < outer; o++) {
+    let total = combine ? start[combine] : 0;
+    const at: number[] = [];
+    for (let r = 0; r < (combine ? inner : 1); r++) {
+      let rest = o * inner + r;
+      for (let d = shape.length - 1; d >= 0; rest = Math.floor(rest / shape[d--])) {
+        at[d] = rest % shape[d];
+      }
+      const v = evaluate(kernel.body, at, inputs, scalars, new Map());
+      total = combine === "sum"
+        ? total + v
+        : combine === "prod"
+        ? total * v
+        : combine
+        ? Math[combine](total, v)
+        : v;
+    }
+    if (border > 0 && inner === 0) {
+      let rest = o;
+      for (let d = border - 1; d >= 0; rest = Math.floor(rest / shape[d--])) {
+        at[d] = rest % shape[d];
+      }
+    }
+    const address = write.offset +
+      write.strides.reduce((s, x, d) => s + x * at[d], 0) +
+      (write.slot === undefined ? 0 : scalars[write.slot] * (write.stride ?? 0));
+    out[address] = total;
+  }
+  return out;
+}
+
+function evaluate(
+  e: Expr,
+  at: number[],
+  inputs: number[][],
+  scalars: number[],
+  seen: Map<Expr, number>,
+): number {
+  const known = seen.get(e);
+  if (known !== undefined) return known;
+  const value = compute(e, at, inputs, scalars, (x) => evaluate(x, at, inputs, scalars, seen));
+  seen.set(e, value);
+  return value;
+}
+
+function compute(
+  e: Expr,
+  at: number[],
+  inputs: number[][],
+  scalars: number[],
+  visit: (e: Expr) => number,
+): number {
+  const place = (strides: readonly number[], offset: number): number =>
+    strides.reduce((s, x, d) => s + x * at[d], offset);
+  switch (e.kind) {
+    case "const":
+      return e.value;
+    case "index":
+      return at[e.dim];
+    case "scalar":
+      return scalars[e.slot];
+    case "acc":
+      throw new Error("acc in a loop kernel");
+    case "load":
+      return e.bounds.every((b) => at[b.dim] >= b.low && at[b.dim] < b.high)
+        ? inputs[e.input][place(e.strides, e.offset)]
+        : 0;
+    case "fetch": {
+      const indices = e.at.map((a) => visit(a.index));
+      if (!e.at.every((a, i) => indices[i] >= 0 && indices[i] < a.size)) return 0;
+      const extra = e.at.reduce((s, a, i) => s + indices[i] * a.stride, 0);
+      return inputs[e.input][place(e.strides, e.offset) + extra];
+    }
+    case "apply": {
+      const [a, b, c] = e.args.map(visit);
+      const wrap = (v: number): number => e.type === "i32" ? v | 0 : e.type === "u32" ? v >>> 0 : v;
+      switch (e.op) {
+        case "add":
+          return wrap(a + b);
+        case "mul":
+          return e.type === "f32" ? a * b : wrap(Math.imul(a, b));
+        case "neg":
+          return wrap(-a);
+        case "abs":
+        case "exp":
+          return Math[e.op](a);
+        case "div":
+          return e.type === "f32" ? a / b : wrap(Math.trunc(a / b));
+        case "rem":
+          return a % b;
+        case "xor":
+          return wrap(a ^ b);
+        case "or":
+          return wrap(a | b);
+        case "and":
+          return e.type === "bool" ? (a && b ? 1 : 0) : wrap(a & b);
+        case "shl":
+          return wrap(a << (b & 31));
+        case "shr":
+          return e.type === "i32" ? a >> (b & 31) : a >>> (b & 31);
+        case "not":
+          return e.type === "bool" ? (a ? 0 : 1) : wrap(~a);
+        case "lt":
+          return a < b ? 1 : 0;
+        case "gt":
+          return a > b ? 1 : 0;
+        case "select":
+          return a ? b : c;
+        case "cast":
+        case "bitcast":
+          return e.type === "bool" ? (a !== 0 ? 1 : 0) : wrap(a);
+        default:
+          throw new Error(`the oracle has no ${e.op}`);
+      }
+    }
+  }
+}
