@@ -1,0 +1,154 @@
+/**
+ * The expression language of generated kernels: what one element of a pointwise result, or one term
+ * of a reduction, is computed from. Both backends generate their code from it. An expression is a
+ * graph; a node reached twice is computed once.
+ *
+ * Coordinates are those of the kernel's iteration space (see {@linkcode LoopKernel}).
+ *
+ * @module
+ */
+
+import type { Register } from "./dtype.ts";
+
+/** Primitive operations of one argument. `bitcast` and `cast` take their target from the node's type. */
+export type Unary =
+  | "neg"
+  | "abs"
+  | "floor"
+  | "ceil"
+  | "sqrt"
+  | "rsqrt"
+  | "exp"
+  | "log"
+  | "sin"
+  | "cos"
+  | "tanh"
+  | "erf"
+  | "not"
+  | "isnan"
+  | "cast"
+  | "bitcast";
+
+/**
+ * Primitive operations of two arguments of one type. Comparisons give `bool`. Integer `div` and `rem`
+ * truncate; shifts take the low five bits of a u32 right-hand side and `shr` of an i32 is arithmetic;
+ * `and`, `or`, `xor` work on bits, or on truth values for `bool`.
+ */
+export type Binary =
+  | "add"
+  | "sub"
+  | "mul"
+  | "div"
+  | "rem"
+  | "pow"
+  | "min"
+  | "max"
+  | "eq"
+  | "ne"
+  | "lt"
+  | "le"
+  | "gt"
+  | "ge"
+  | "and"
+  | "or"
+  | "xor"
+  | "shl"
+  | "shr";
+
+/** A constant of the op itself, part of the kernel's code. */
+export interface Const {
+  readonly kind: "const";
+  readonly type: Register;
+  readonly value: number;
+}
+
+/** The coordinate along dimension `dim` of the iteration space. */
+export interface Index {
+  readonly kind: "index";
+  readonly type: "i32";
+  readonly dim: number;
+}
+
+/** A per-step value: slot `slot` of the kernel's scalars. Never part of a plan's key. */
+export interface Scalar {
+  readonly kind: "scalar";
+  readonly type: Register;
+  readonly slot: number;
+}
+
+/** Bounds of one iteration coordinate: valid where `low <= coordinate[dim] < high`. */
+export interface Bound {
+  readonly dim: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+/**
+ * Element `offset + Σ strides[d] · coordinate[d]` of input `input`, and 0 where a bound does not
+ * hold (the address may then lie outside the buffer, and is not read).
+ */
+export interface Load {
+  readonly kind: "load";
+  readonly type: Register;
+  readonly input: number;
+  readonly strides: readonly number[];
+  readonly offset: number;
+  readonly bounds: readonly Bound[];
+}
+
+/**
+ * A load whose address also depends on computed indices: as {@linkcode Load}, plus `index · stride`
+ * for each of `at`. Gives 0 where an index is not in `[0, size)`.
+ */
+export interface Fetch {
+  readonly kind: "fetch";
+  readonly type: Register;
+  readonly input: number;
+  readonly strides: readonly number[];
+  readonly offset: number;
+  readonly at: readonly { readonly index: Expr; readonly stride: number; readonly size: number }[];
+}
+
+/** The value a hand-written kernel hands to its epilogue. */
+export interface Acc {
+  readonly kind: "acc";
+  readonly type: Register;
+}
+
+/** A primitive operation applied. `select` is `args[0] ? args[1] : args[2]`. */
+export interface Apply {
+  readonly kind: "apply";
+  readonly type: Register;
+  readonly op: Unary | Binary | "select";
+  readonly args: readonly Expr[];
+}
+
+/** A node of an expression. */
+export type Expr = Const | Index | Scalar | Load | Fetch | Acc | Apply;
+
+const COMPARISONS = new Set<string>(["eq", "ne", "lt", "le", "gt", "ge", "isnan"]);
+
+/** A constant. */
+export function constant(type: Register, value: number): Const {
+  return { kind: "const", type, value };
+}
+
+/** Applies a primitive; the result type follows from the arguments. */
+export function apply(op: Exclude<Unary, "cast" | "bitcast"> | Binary, ...args: Expr[]): Apply {
+  return { kind: "apply", type: COMPARISONS.has(op) ? "bool" : args[0].type, op, args };
+}
+
+/** `condition ? yes : no`. */
+export function select(condition: Expr, yes: Expr, no: Expr): Apply {
+  return { kind: "apply", type: yes.type, op: "select", args: [condition, yes, no] };
+}
+
+/** Converts a value: float to integer truncates towards zero and saturates; to bool is `!= 0`. */
+export function cast(value: Expr, type: Register): Expr {
+  return value.type === type ? value : { kind: "apply", type, op: "cast", args: [value] };
+}
+
+/** Reinterprets the 32 bits of a value (not for bool). */
+export function bitcast(value: Expr, type: Register): Expr {
+  return value.type === type ? value : { kind: "apply", type, op: "bitcast", args: [value] };
+}

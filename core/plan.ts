@@ -1,0 +1,307 @@
+/**
+ * Plans: what a flush runs. A plan is built once for a graph's structure and replayed for every later
+ * graph with the same structure; only host data and numbers change.
+ *
+ * @module
+ */
+
+import type { Device } from "./device.ts";
+import { storageBytes } from "./dtype.ts";
+import type { Node } from "./graph.ts";
+import type { Buffer, LoopKernel, Program, Step } from "./kernel.ts";
+import { assignSlots } from "./liveness.ts";
+import { lower, type Lowered, type LoweredStep, type Storage } from "./lower.ts";
+import { rowMajor, show, sizeOf } from "./shape.ts";
+import type { Variable } from "./variable.ts";
+
+/** What a flush is asked to do. */
+export interface Targets {
+  /** Values to read, or to hold on the host until read. */
+  readonly results: readonly Node[];
+  readonly assignments: readonly (readonly [Variable, Node])[];
+}
+
+/** What a plan holds and does, for people and for tests. */
+export interface PlanReport {
+  /** Kernels run. */
+  readonly kernels: number;
+  /** Bytes of temporaries after sharing, and before. */
+  readonly temporaryBytes: number;
+  readonly unsharedBytes: number;
+  /** Labels in order. */
+  readonly labels: readonly string[];
+}
+
+/** A buffer that plans share for temporaries: they run one after another. */
+export interface PoolBuffer {
+  readonly buffer: Buffer;
+  users: number;
+}
+
+/** A plan bound to memory. */
+export class Plan {
+  lastUsed = 0;
+  constructor(
+    readonly key: Int32Array,
+    readonly program: Program,
+    readonly report: PlanReport,
+    /** Places, in the order of nodes, of host data, with the buffers they go to. */
+    readonly uploads: readonly { readonly place: number; readonly buffer: Buffer }[],
+    readonly scalarWords: number,
+    /** Places of numbers, with the words they fill. */
+    readonly scalars: readonly { readonly place: number; readonly word: number }[],
+    readonly results: readonly { readonly buffer: Buffer; readonly bytes: number }[],
+    readonly variables: ReadonlySet<Variable>,
+    readonly pool: readonly PoolBuffer[],
+  ) {}
+}
+
+/** The nodes `targets` need, in recording order. Throws where a variable has changed since. */
+export function collect(targets: Targets, mark: number): Node[] {
+  const order: Node[] = [];
+  const stack: Node[] = [];
+  const visit = (node: Node): void => {
+    if (node.mark === mark) return;
+    node.mark = mark;
+    stack.push(node);
+  };
+  const drain = (): void => {
+    while (stack.length > 0) {
+      const node = stack.pop()!;
+      order.push(node);
+      if (node.value?.kind === "variable" && node.value.version !== node.value.variable.version) {
+        if (node.inputs.length === 0) {
+          const name = node.value.variable.name ?? `a variable of shape ${show(node.shape)}`;
+          throw new Error(
+            `read: the result was not kept, and ${name}, which it is computed from, has changed since; ` +
+              `call .keep() on the result before the step that changes it`,
+          );
+        }
+        node.value = null;
+      }
+      if (node.value === null) { for (const input of node.sources) visit(input); }
+    }
+  };
+  for (const node of targets.results) visit(node);
+  for (const [, node] of targets.assignments) visit(node);
+  drain();
+  order.sort((a, b) => a.id - b.id);
+  for (let i = 0; i < order.length; i++) order[i].place = i;
+  return order;
+}
+
+/** The structure of `order` and `targets` as numbers: equal keys mean equal plans. */
+export function planKey(order: readonly Node[], targets: Targets): Int32Array {
+  const words: number[] = [order.length];
+  for (const node of order) {
+    words.push(node.signature);
+    const value = node.value;
+    if (value === null) {
+      for (const input of node.sources) words.push(input.place);
+    } else if (value.kind === "variable") words.push(-1, value.variable.uid);
+    else words.push(value.kind === "number" ? -3 : -4);
+  }
+  words.push(-5);
+  for (const node of targets.results) words.push(node.place);
+  words.push(-6);
+  for (const [variable, node] of targets.assignments) words.push(variable.uid, node.place);
+  return Int32Array.from(words);
+}
+
+/** Builds the plan: lowers, assigns memory, compiles. */
+export function buildPlan(
+  device: Device,
+  key: Int32Array,
+  order: readonly Node[],
+  targets: Targets,
+): Plan {
+  const backend = device.backend!;
+  const stored = new Set<Node>();
+  for (const node of targets.results) stored.add(node);
+  for (const [, node] of targets.assignments) stored.add(node);
+  const lowered = lower(order, stored, backend.maxBindings);
+  const places = placeTargets(lowered, targets);
+  const steps = [...lowered.steps, ...places.copies];
+  for (const node of targets.results) {
+    const storage = lowered.storages.get(node)!;
+    storage.last = steps.length;
+  }
+
+  // Memory: sources have theirs; temporaries share by liveness.
+  const bufferOf = new Map<Storage, Buffer>();
+  const temporaries: Storage[] = [];
+  const uploads: { place: number; storage: Storage }[] = [];
+  const variables = new Set<Variable>();
+  const seen = new Set<Storage>();
+  const touch = (storage: Storage): void => {
+    if (seen.has(storage)) return;
+    seen.add(storage);
+    if (storage.bytes > backend.maxBytes) {
+      throw new RangeError(
+        `${backend.name}: a tensor of ${storage.bytes} bytes does not fit one buffer of this device, which holds ${backend.maxBytes}`,
+      );
+    }
+    const target = places.variableOf.get(storage);
+    const value = storage.node?.value ?? null;
+    if (target) {
+      variables.add(target);
+      bufferOf.set(storage, target.allocate());
+    } else if (value?.kind === "variable") {
+      variables.add(value.variable);
+      bufferOf.set(storage, value.variable.allocate());
+    } else {
+      if (storage.kind === "upload") {
+        storage.first = 0;
+        uploads.push({ place: storage.node!.place, storage });
+      }
+      temporaries.push(storage);
+    }
+  };
+  for (const step of steps) {
+    for (const s of step.inputs) touch(s);
+    for (const s of step.outputs) touch(s);
+  }
+  for (const node of targets.results) touch(lowered.storages.get(node)!);
+  // A kernel's workspace lives for its own step alone.
+  const workspaces = steps.map((step, at) => {
+    const bytes = backend.workspace(step.kernel);
+    if (bytes === 0) return null;
+    const storage: Storage = { kind: "temporary", bytes, node: null, first: at, last: at };
+    temporaries.push(storage);
+    return storage;
+  });
+  const slots = assignSlots(temporaries);
+  const pool = device.takePool(slots.bytes);
+  temporaries.forEach((storage, i) => bufferOf.set(storage, pool[slots.slotOf[i]].buffer));
+
+  const scalars: { place: number; word: number }[] = [];
+  let words = 0;
+  const bound: Step[] = steps.map((step, at) => {
+    const begin = words;
+    step.scalars.forEach((node, i) => scalars.push({ place: node.place, word: begin + i }));
+    if (step.scalars.length > 0) words += Math.ceil(step.scalars.length / 64) * 64;
+    const workspace = workspaces[at];
+    return {
+      kernel: step.kernel,
+      inputs: step.inputs.map((s) => bufferOf.get(s)!),
+      outputs: step.outputs.map((s) => bufferOf.get(s)!),
+      workspace: workspace ? bufferOf.get(workspace)! : null,
+      scalars: begin,
+    };
+  });
+  return new Plan(
+    key,
+    backend.program(bound, words),
+    {
+      kernels: steps.length,
+      temporaryBytes: slots.bytes.reduce((a, b) => a + b, 0),
+      unsharedBytes: temporaries.reduce((a, s) => a + s.bytes, 0),
+      labels: steps.map((s) => s.kernel.label),
+    },
+    uploads.map(({ place, storage }) => ({ place, buffer: bufferOf.get(storage)! })),
+    words,
+    scalars,
+    targets.results.map((node) => {
+      const storage = lowered.storages.get(node)!;
+      return {
+        buffer: bufferOf.get(storage)!,
+        bytes: storageBytes(node.dtype, sizeOf(node.shape)),
+      };
+    }),
+    variables,
+    pool,
+  );
+}
+
+/**
+ * Decides for each assignment whether its kernel writes the variable's memory itself, which it may
+ * where nobody reads the old value from then on; else a copy follows at the end.
+ */
+function placeTargets(
+  lowered: Lowered,
+  targets: Targets,
+): { variableOf: Map<Storage, Variable>; copies: LoweredStep[] } {
+  const { steps, storages } = lowered;
+  const variableOf = new Map<Storage, Variable>();
+  const copies: LoweredStep[] = [];
+  const oldOf = new Map<Variable, Storage>();
+  for (const storage of storages.values()) {
+    const value = storage.node?.value;
+    if (value?.kind === "variable") oldOf.set(value.variable, storage);
+  }
+  for (const [variable, node] of targets.assignments) {
+    const storage = storages.get(node)!;
+    const old = oldOf.get(variable);
+    if (old === storage) continue; // updated in place
+    const at = steps.findIndex((s) => s.outputs.includes(storage));
+    let free = at >= 0 && !variableOf.has(storage) && storage.kind === "temporary";
+    if (free && old) {
+      for (let i = at + 1; i < steps.length && free; i++) free = !steps[i].inputs.includes(old);
+      const step = steps[at];
+      if (free && step.inputs.includes(old)) free = rewritesInPlace(step, old);
+    }
+    if (free) {
+      variableOf.set(storage, variable);
+      continue;
+    }
+    const target: Storage = {
+      kind: "variable",
+      bytes: storage.bytes,
+      node: null,
+      first: 0,
+      last: steps.length,
+    };
+    variableOf.set(target, variable);
+    storage.last = steps.length + targets.assignments.length;
+    copies.push(copyStep(node, storage, target));
+  }
+  return { variableOf, copies };
+}
+
+/** Turns the step into one that reads and writes `old` at the same element, if it is of that form. */
+function rewritesInPlace(step: LoweredStep, old: Storage): boolean {
+  const kernel = step.kernel;
+  if (kernel.kind !== "loop" || kernel.reduced > 0) return false;
+  const input = step.inputs.indexOf(old);
+  let same = true;
+  const seen = new Set<unknown>();
+  const visit = (e: LoopKernel["body"]): void => {
+    if (seen.has(e)) return;
+    seen.add(e);
+    if (e.kind === "apply") e.args.forEach(visit);
+    else if (e.kind === "fetch") {
+      if (e.input === input) same = false;
+      e.at.forEach((a) => visit(a.index));
+    } else if (e.kind === "load" && e.input === input) {
+      same &&= e.offset === kernel.write.offset && e.bounds.length === 0 &&
+        kernel.shape.every((n, d) => n === 1 || e.strides[d] === kernel.write.strides[d]);
+    }
+  };
+  visit(kernel.body);
+  if (same) step.kernel = { ...kernel, inPlace: input };
+  return same;
+}
+
+function copyStep(node: Node, from: Storage, to: Storage): LoweredStep {
+  const strides = rowMajor(node.shape);
+  const type = node.dtype === "f16" || node.dtype === "bf16" ? "f32" : node.dtype;
+  return {
+    node,
+    inputs: [from],
+    outputs: [to],
+    scalars: [],
+    kernel: {
+      kind: "loop",
+      label: "assign",
+      shape: node.shape,
+      reduced: 0,
+      combine: null,
+      body: { kind: "load", type, input: 0, strides, offset: 0, bounds: [] },
+      inputs: [node.dtype],
+      scalars: [],
+      output: node.dtype,
+      write: { strides, offset: 0 },
+      inPlace: null,
+    },
+  };
+}
