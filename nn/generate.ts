@@ -1,0 +1,209 @@
+/**
+ * Text generation with a cache of keys and values.
+ *
+ * @module
+ */
+
+import { Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
+import { threefryWord } from "../core/random.ts";
+import type { KVCache } from "./models/cache.ts";
+import type { ForwardOptions } from "./models/llama.ts";
+import type { Module } from "./module.ts";
+import { checkSampling, type SamplingOptions, sampleToken } from "./sampling.ts";
+
+/** What generation needs of a model. */
+export interface GenerativeModel extends Module {
+  readonly config: {
+    readonly max_position_embeddings: number;
+    readonly eos_token_id?: number | readonly number[] | null;
+    readonly vocab_size: number;
+  };
+  /** i32 [B, T] -> [B, T, hidden] */
+  forward(ids: Tensor, options?: ForwardOptions): Tensor;
+  /** [..., hidden] -> [..., V] */
+  logits(hidden: Tensor): Tensor;
+  createCache(batch: number, capacity: number): KVCache;
+}
+
+/** Options of {@linkcode generate} and {@linkcode generateBatch}. */
+export interface GenerateOptions extends SamplingOptions {
+  /** Tokens to generate at most. Default 128. */
+  readonly maxTokens?: number;
+  /** Tokens that end a row; they are not part of the result. Default: the model's eos_token_id. */
+  readonly stopTokens?: readonly number[];
+  /** Where sampling draws from: a seed, or a generator that goes on. Default seed 0. */
+  readonly generator?: Generator | number;
+  /** A cache to use, and to leave to the caller; default: one of its own, freed at the end. */
+  readonly cache?: KVCache;
+}
+
+/** A generated row. */
+export interface Generated {
+  /** The new tokens. */
+  readonly tokens: number[];
+  /** The stop token that ended it, or null where its length did. */
+  readonly stop: number | null;
+}
+
+/** Prompts are padded to a multiple of this, so that their plans are few. */
+const PROMPT_MULTIPLE = 16;
+
+/**
+ * Generates from one prompt, token by token. It ends with a stop token (which is not given out), after
+ * `maxTokens`, or where the model's longest sequence is reached.
+ *
+ * Throws a `RangeError` on an empty or too long prompt, a token outside the vocabulary, or options out
+ * of range.
+ *
+ * @example
+ * ```ts
+ * import { init } from "@graft/ml";
+ * import { generate, LlamaForCausalLM } from "@graft/ml/nn";
+ *
+ * await init({ device: "cpu" });
+ * const model = new LlamaForCausalLM({
+ *   vocab_size: 50, hidden_size: 16, intermediate_size: 32,
+ *   num_hidden_layers: 1, num_attention_heads: 2,
+ * });
+ * for await (const token of generate(model, [1, 2, 3], { maxTokens: 4 })) console.log(token);
+ * ```
+ */
+export async function* generate(
+  model: GenerativeModel,
+  prompt: ArrayLike<number>,
+  options: GenerateOptions = {},
+): AsyncGenerator<number, void> {
+  for await (const [step] of decode(model, [prompt], options)) {
+    if (step !== null && step.stop === null) yield step.token;
+  }
+}
+
+/** Generates from several prompts at once; they may differ in length. Throws as {@linkcode generate}. */
+export async function generateBatch(
+  model: GenerativeModel,
+  prompts: readonly ArrayLike<number>[],
+  options: GenerateOptions = {},
+): Promise<Generated[]> {
+  const rows = prompts.map(() => ({ tokens: [] as number[], stop: null as number | null }));
+  for await (const steps of decode(model, prompts, options)) {
+    steps.forEach((step, b) => {
+      if (step === null) return;
+      if (step.stop !== null) rows[b].stop = step.stop;
+      else rows[b].tokens.push(step.token);
+    });
+  }
+  return rows;
+}
+
+/** What one step brought a row: a token, or the stop token that ended it. */
+interface Step {
+  readonly token: number;
+  readonly stop: number | null;
+}
+
+/** All rows, one step at a time; null for a row that has ended. */
+async function* decode(
+  model: GenerativeModel,
+  prompts: readonly ArrayLike<number>[],
+  options: GenerateOptions,
+): AsyncGenerator<(Step | null)[], void> {
+  const { maxTokens = 128, generator = 0 } = options;
+  const { max_position_embeddings: longest, vocab_size: vocab, eos_token_id: eos } = model.config;
+  checkSampling(options);
+  if (!Number.isInteger(maxTokens) || maxTokens < 0) {
+    throw new RangeError(`generate: maxTokens must be a whole number, got ${maxTokens}`);
+  }
+  if (prompts.length === 0) throw new RangeError("generate: needs at least one prompt");
+  prompts.forEach((prompt, b) => {
+    if (prompt.length < 1 || prompt.length > longest) {
+      throw new RangeError(
+        `generate: prompt ${b} needs 1 to ${longest} tokens, got ${prompt.length}`,
+      );
+    }
+    for (const id of Array.from(prompt)) {
+      if (!Number.isInteger(id) || id < 0 || id >= vocab) {
+        throw new RangeError(`generate: prompt ${b} needs tokens in [0, ${vocab}), got ${id}`);
+      }
+    }
+  });
+  if (maxTokens === 0) return;
+  const stops = new Set(options.stopTokens ?? (eos == null ? [] : [eos].flat()));
+  const random = typeof generator === "number" ? new Generator(generator) : generator;
+
+  const batch = prompts.length;
+  const widest = Math.max(...prompts.map((p) => p.length));
+  const width = Math.ceil(widest / PROMPT_MULTIPLE) * PROMPT_MULTIPLE;
+  const pads = prompts.map((p) => width - p.length);
+  const seen = prompts.map((p) => Array.from(p));
+  const done = prompts.map(() => false);
+  // The last token that is generated is never fed back.
+  const capacity = width + maxTokens - 1;
+  const cache = options.cache ?? model.createCache(batch, capacity);
+  if (cache.batch !== batch || cache.capacity < capacity) {
+    throw new RangeError(
+      `generate: needs a cache of ${batch} rows of ${capacity} positions, got ${cache.batch} of ` +
+        `${cache.capacity}`,
+    );
+  }
+  cache.reset();
+  const modes = model.modules().map((module) => [module, module.training] as const);
+  model.eval();
+  try {
+    let ids = new Int32Array(batch * width); // [B, width], padded on the left with 0
+    prompts.forEach((p, b) => ids.set(Array.from(p), b * width + pads[b]));
+    let length = width;
+    for (let step = 0; step < maxTokens; step++) {
+      const logits = noGrad(() => nextLogits(model, ids, length, pads, cache)); // [B, V]
+      const rows = await logits.data() as Float32Array;
+      const { key0, key1, counter } = random.next();
+      const steps = seen.map((tokens, b): Step | null => {
+        if (done[b]) return null;
+        const draw = (threefryWord(key0, key1, b, counter) >>> 0) / 2 ** 32;
+        const token = sampleToken(rows.subarray(b * vocab, (b + 1) * vocab), options, tokens, draw);
+        tokens.push(token);
+        const stop = stops.has(token) ? token : null;
+        done[b] = stop !== null || tokens.length >= longest;
+        return { token, stop };
+      });
+      yield steps;
+      if (done.every((d) => d)) return;
+      ids = Int32Array.from(seen, (tokens) => tokens[tokens.length - 1]); // [B, 1]
+      length = 1;
+    }
+  } finally {
+    for (const [module, training] of modes) module.training = training;
+    if (!options.cache) cache.dispose();
+  }
+}
+
+/** Logits after the last of `length` more tokens a row: ids [B, length] -> [B, V]. */
+function nextLogits(
+  model: GenerativeModel,
+  ids: Int32Array<ArrayBuffer>,
+  length: number,
+  pads: readonly number[],
+  cache: KVCache,
+): Tensor {
+  const batch = pads.length;
+  const before = cache.length;
+  const longest = model.config.max_position_embeddings;
+  const positions = new Int32Array(batch * length);
+  const keys = Int32Array.from({ length: cache.capacity }, (_, i) => i);
+  const queries = Int32Array.from({ length }, (_, i) => before + i);
+  for (let b = 0; b < batch; b++) {
+    for (let i = 0; i < length; i++) {
+      // Padding, and rows that have ended, stand anywhere in the range.
+      const position = before + i - pads[b];
+      positions[b * length + i] = Math.min(Math.max(position, 0), longest - 1);
+    }
+  }
+  const first = tensor(Int32Array.from(pads), { shape: [batch, 1, 1, 1] });
+  const key = tensor(keys, { shape: [1, 1, 1, cache.capacity] });
+  const query = tensor(queries, { shape: [1, 1, length, 1] });
+  // Nobody attends to padding but padding itself, which has to attend to something.
+  const mask = key.ge(first).or(query.lt(first)); // [B, 1, T, capacity]
+  const tokens = tensor(ids, { shape: [batch, length] });
+  const hidden = model.forward(tokens, { positions, mask, cache }); // [B, T, hidden]
+  return model.logits(hidden.slice(1, length - 1).squeeze(1)); // [B, hidden] -> [B, V]
+}
+

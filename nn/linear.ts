@@ -1,0 +1,77 @@
+/**
+ * The linear layer.
+ *
+ * @module
+ */
+
+import { type Tensor, uniform, zeros } from "../core/mod.ts";
+import { Module, Parameter } from "./module.ts";
+
+/** Options of {@linkcode Linear}. */
+export interface LinearOptions {
+  /** Whether there is a bias, or the bias to take over. Default true. */
+  readonly bias?: boolean | Parameter;
+  /** The weight to take over, [out, in]. */
+  readonly weight?: Parameter;
+}
+
+/**
+ * `y = x Wᵀ + b`, with W [out, in] and b [out].
+ *
+ * W and b start uniform in ±1/√in, as PyTorch's.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor } from "@graft/ml";
+ * import { Linear } from "@graft/ml/nn";
+ *
+ * await init({ device: "cpu" });
+ * const layer = new Linear(3, 2);
+ * console.log(layer.forward(tensor([[1, 2, 3]])).shape); // [1, 2]
+ * ```
+ */
+export class Linear extends Module {
+  /** [out, in] */
+  weight: Parameter;
+  /** [out], or null */
+  bias: Parameter | null;
+
+  /** A layer from `inFeatures` to `outFeatures`. */
+  constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
+    super();
+    const bound = 1 / Math.sqrt(inFeatures);
+    const start = (shape: number[]): Parameter =>
+      new Parameter(uniform(shape, { low: -bound, high: bound }));
+    const { bias = true } = options;
+    this.weight = options.weight ?? start([outFeatures, inFeatures]);
+    this.bias = bias === true ? start([outFeatures]) : bias === false ? null : bias;
+  }
+
+  /** Size of the input's last dimension. */
+  get inFeatures(): number {
+    return this.weight.shape[1];
+  }
+  /** Size of the output's last dimension. */
+  get outFeatures(): number {
+    return this.weight.shape[0];
+  }
+
+  /** [..., in] -> [..., out] */
+  forward(x: Tensor): Tensor {
+    if (x.shape.at(-1) !== this.inFeatures) {
+      throw new RangeError(
+        `Linear: needs [..., ${this.inFeatures}], got [${x.shape.join(", ")}]`,
+      );
+    }
+    const y = x.matmul(this.weight.transpose());
+    return this.bias ? y.add(this.bias) : y;
+  }
+
+  /** A layer whose output starts as 0: W and b are 0. */
+  static zero(inFeatures: number, outFeatures: number, bias = false): Linear {
+    return new Linear(inFeatures, outFeatures, {
+      weight: new Parameter(zeros([outFeatures, inFeatures])),
+      bias: bias ? new Parameter(zeros([outFeatures])) : false,
+    });
+  }
+}

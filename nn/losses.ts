@@ -1,0 +1,35 @@
+/**
+ * Losses. Each gives a scalar: the mean over its elements.
+ *
+ * @module
+ */
+
+import type { Tensor } from "../core/mod.ts";
+
+/** `mean((a - b)²)` over all elements. */
+export function mseLoss(prediction: Tensor, target: Tensor): Tensor {
+  return prediction.sub(target).square().mean();
+}
+
+/** `mean(|a - b|)` over all elements. */
+export function l1Loss(prediction: Tensor, target: Tensor): Tensor {
+  return prediction.sub(target).abs().mean();
+}
+
+/**
+ * Binary cross-entropy of logits: `mean(-y log σ(x) - (1 - y) log(1 - σ(x)))`, computed without
+ * overflow as `mean(softplus(x) - x y)`.
+ */
+export function bceWithLogits(logits: Tensor, target: Tensor): Tensor {
+  return logits.softplus().sub(logits.mul(target)).mean();
+}
+
+/**
+ * `mean over rows of Σ exp(p) (p - q)`: the Kullback-Leibler divergence of two rows of
+ * log-probabilities, [..., V] each.
+ */
+export function klDivergence(p: Tensor, q: Tensor): Tensor {
+  return p.exp().mul(p.sub(q)).sum(-1).mean();
+}
+
+export { crossEntropy, linearCrossEntropy } from "../core/mod.ts";

@@ -1,0 +1,63 @@
+/**
+ * Keys and values of positions already seen.
+ *
+ * @module
+ */
+
+import { Variable, zeros } from "../../core/mod.ts";
+
+/** Sizes of a {@linkcode KVCache}. */
+export interface KVCacheOptions {
+  readonly layers: number;
+  /** Rows decoded together. */
+  readonly batch: number;
+  /** Heads of keys and values. */
+  readonly heads: number;
+  /** Positions there is room for. */
+  readonly capacity: number;
+  /** Size of a head. */
+  readonly headDim: number;
+}
+
+/**
+ * The keys and values of each layer, [B, Hkv, capacity, D], written in place as positions come, so that
+ * a decoding step is the same plan at every position.
+ */
+export class KVCache {
+  /** One for each layer, [B, Hkv, capacity, D]. */
+  readonly keys: Variable[];
+  /** One for each layer, [B, Hkv, capacity, D]. */
+  readonly values: Variable[];
+  readonly batch: number;
+  readonly capacity: number;
+  /** Positions written so far. */
+  length = 0;
+
+  /** An empty cache on the current device. */
+  constructor({ layers, batch, heads, capacity, headDim }: KVCacheOptions) {
+    this.batch = batch;
+    this.capacity = capacity;
+    const make = (): Variable[] =>
+      Array.from(
+        { length: layers },
+        () => new Variable(zeros([batch, heads, capacity, headDim])),
+      );
+    this.keys = make();
+    this.values = make();
+  }
+
+  /** Forgets all positions; the memory stays. */
+  reset(): void {
+    this.length = 0;
+  }
+
+  /** Frees the memory. */
+  dispose(): void {
+    for (const variable of [...this.keys, ...this.values]) variable.dispose();
+  }
+
+  /** As {@linkcode dispose}. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

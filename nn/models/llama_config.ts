@@ -1,0 +1,174 @@
+/**
+ * Llama's configuration, as `config.json` of Hugging Face has it.
+ *
+ * @module
+ */
+
+/** Rotary frequencies stretched for longer contexts. */
+export type RopeScaling =
+  | { readonly rope_type: "linear"; readonly factor: number }
+  | {
+    readonly rope_type: "llama3";
+    readonly factor: number;
+    readonly low_freq_factor: number;
+    readonly high_freq_factor: number;
+    readonly original_max_position_embeddings: number;
+  };
+
+/** Sizes and settings of a Llama; the names are those of `config.json`. */
+export interface LlamaConfig {
+  readonly vocab_size: number;
+  readonly hidden_size: number;
+  readonly intermediate_size: number;
+  readonly num_hidden_layers: number;
+  readonly num_attention_heads: number;
+  /** Heads of keys and values; default: as many as of queries. */
+  readonly num_key_value_heads?: number;
+  /** Default: hidden_size / num_attention_heads. */
+  readonly head_dim?: number;
+  /** Longest sequence. Default 2048. */
+  readonly max_position_embeddings?: number;
+  /** Default 1e-6. */
+  readonly rms_norm_eps?: number;
+  /** Default 10000. */
+  readonly rope_theta?: number;
+  readonly rope_scaling?: RopeScaling | null;
+  /** Whether the output layer is the embedding. Default false. */
+  readonly tie_word_embeddings?: boolean;
+  readonly attention_bias?: boolean;
+  readonly mlp_bias?: boolean;
+  /** Standard deviation of a fresh model's weights. Default 0.02. */
+  readonly initializer_range?: number;
+  readonly bos_token_id?: number | null;
+  readonly eos_token_id?: number | readonly number[] | null;
+  readonly pad_token_id?: number | null;
+  /** What else `config.json` holds. */
+  readonly [key: string]: unknown;
+}
+
+/** A configuration with nothing left open. */
+export interface ResolvedLlamaConfig extends LlamaConfig {
+  readonly num_key_value_heads: number;
+  readonly head_dim: number;
+  readonly max_position_embeddings: number;
+  readonly rms_norm_eps: number;
+  readonly rope_theta: number;
+  readonly rope_scaling: RopeScaling | null;
+  readonly tie_word_embeddings: boolean;
+  readonly attention_bias: boolean;
+  readonly mlp_bias: boolean;
+  readonly initializer_range: number;
+}
+
+/**
+ * Fills in Hugging Face's defaults and checks the sizes. Takes a parsed `config.json`, of transformers
+ * 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+ *
+ * Throws a `TypeError` or `RangeError` that names the key at fault.
+ */
+export function resolveLlamaConfig(
+  config: LlamaConfig,
+  source = "LlamaConfig",
+): ResolvedLlamaConfig {
+  const type = config.model_type ?? "llama";
+  if (type !== "llama") {
+    throw new TypeError(`${source}: needs model_type "llama", has ${JSON.stringify(type)}`);
+  }
+  const act = config.hidden_act ?? "silu";
+  if (act !== "silu") {
+    throw new TypeError(`${source}: needs hidden_act "silu", has ${JSON.stringify(act)}`);
+  }
+  // transformers 5 holds both rotary settings in one object.
+  const rope = config.rope_parameters as Record<string, unknown> | null | undefined;
+  const resolved: ResolvedLlamaConfig = {
+    ...config,
+    num_key_value_heads: config.num_key_value_heads ?? config.num_attention_heads,
+    head_dim: config.head_dim ?? config.hidden_size / config.num_attention_heads,
+    max_position_embeddings: config.max_position_embeddings ?? 2048,
+    rms_norm_eps: config.rms_norm_eps ?? 1e-6,
+    rope_theta: (rope?.rope_theta as number | undefined) ?? config.rope_theta ?? 10000,
+    rope_scaling: ropeScaling(config.rope_scaling ?? rope ?? null, source),
+    tie_word_embeddings: config.tie_word_embeddings ?? false,
+    attention_bias: config.attention_bias ?? false,
+    mlp_bias: config.mlp_bias ?? false,
+    initializer_range: config.initializer_range ?? 0.02,
+  };
+  for (
+    const key of [
+      "vocab_size",
+      "hidden_size",
+      "intermediate_size",
+      "num_hidden_layers",
+      "num_attention_heads",
+      "num_key_value_heads",
+      "head_dim",
+      "max_position_embeddings",
+    ] as const
+  ) {
+    const value = resolved[key];
+    if (!Number.isInteger(value) || value < 1) {
+      throw new RangeError(`${source}: ${key} must be a whole number from 1 on, is ${value}`);
+    }
+  }
+  if (resolved.head_dim % 2 !== 0) {
+    throw new RangeError(`${source}: head_dim must be even, is ${resolved.head_dim}`);
+  }
+  if (resolved.num_attention_heads % resolved.num_key_value_heads !== 0) {
+    throw new RangeError(
+      `${source}: num_attention_heads must be a multiple of num_key_value_heads, got ` +
+        `${resolved.num_attention_heads} and ${resolved.num_key_value_heads}`,
+    );
+  }
+  return resolved;
+}
+
+function ropeScaling(value: unknown, source: string): RopeScaling | null {
+  if (value === null) return null;
+  const scaling = value as Record<string, unknown>;
+  const type = scaling.rope_type ?? scaling.type ?? "default";
+  if (type === "default") return null;
+  const need = (key: string): number => {
+    const n = scaling[key];
+    if (typeof n !== "number") {
+      throw new TypeError(
+        `${source}: rope_scaling of type "${type}" needs a number ${key}, has ${JSON.stringify(n)}`,
+      );
+    }
+    return n;
+  };
+  if (type === "linear") return { rope_type: "linear", factor: need("factor") };
+  if (type === "llama3") {
+    return {
+      rope_type: "llama3",
+      factor: need("factor"),
+      low_freq_factor: need("low_freq_factor"),
+      high_freq_factor: need("high_freq_factor"),
+      original_max_position_embeddings: need("original_max_position_embeddings"),
+    };
+  }
+  throw new TypeError(
+    `${source}: rope_scaling must be of type "default", "linear" or "llama3", is ${
+      JSON.stringify(type)
+    }`,
+  );
+}
+
+/**
+ * Angles a position of 1 turns each pair of a head by, [head_dim / 2], in radians (Su et al. 2021,
+ * section 3.2.2; scaling as in Llama 3.1, `_compute_llama3_parameters` of transformers).
+ */
+export function ropeFrequencies(config: ResolvedLlamaConfig): Float64Array {
+  const { head_dim, rope_theta, rope_scaling: scaling } = config;
+  return Float64Array.from({ length: head_dim / 2 }, (_, i) => {
+    const frequency = rope_theta ** (-2 * i / head_dim);
+    if (scaling === null) return frequency;
+    if (scaling.rope_type === "linear") return frequency / scaling.factor;
+    const { factor, low_freq_factor: low, high_freq_factor: high } = scaling;
+    // How often the pair turns around within the original context.
+    const turns = scaling.original_max_position_embeddings * frequency / (2 * Math.PI);
+    if (turns > high) return frequency;
+    if (turns < low) return frequency / factor;
+    const smooth = (turns - low) / (high - low);
+    return (1 - smooth) * frequency / factor + smooth * frequency;
+  });
+}

@@ -1,0 +1,144 @@
+/**
+ * Host values and files of a module's state: key checks and conversions between dtypes.
+ *
+ * @module
+ */
+
+import type { DType, Shape, Variable } from "../core/mod.ts";
+import type { SafetensorsDtype, SafetensorsInput } from "../core/safetensors.ts";
+
+/** Elements on the host, row-major. */
+export interface HostTensor {
+  readonly shape: Shape;
+  readonly data: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
+}
+
+/**
+ * Compares the keys and shapes that are needed with those that are there.
+ *
+ * Throws an `Error` that lists every missing, unexpected and mis-shaped key; where not `strict`, only
+ * wrong shapes are errors.
+ */
+export function checkKeys(
+  what: string,
+  needed: ReadonlyMap<string, Shape>,
+  given: ReadonlyMap<string, { readonly shape: Shape }>,
+  strict = true,
+): void {
+  const missing: string[] = [];
+  const unexpected: string[] = [];
+  const misshaped: string[] = [];
+  for (const [key, shape] of needed) {
+    const entry = given.get(key);
+    if (!entry) missing.push(key);
+    else if (entry.shape.join() !== shape.join()) {
+      misshaped.push(`${key} (needs [${shape.join(", ")}], has [${entry.shape.join(", ")}])`);
+    }
+  }
+  for (const key of given.keys()) if (!needed.has(key)) unexpected.push(key);
+  const problems: string[] = [];
+  const list = (title: string, keys: string[]): void => {
+    if (keys.length > 0) problems.push(`${keys.length} ${title}:\n  ${keys.join("\n  ")}`);
+  };
+  if (strict) {
+    list(missing.length === 1 ? "key is missing" : "keys are missing", missing);
+    list(unexpected.length === 1 ? "key is unexpected" : "keys are unexpected", unexpected);
+  }
+  list(misshaped.length === 1 ? "key has another shape" : "keys have other shapes", misshaped);
+  if (problems.length > 0) throw new Error(`${what}: the keys do not fit; ${problems.join("\n")}`);
+}
+
+/** The elements of a safetensors tensor; 16-bit and 64-bit floats become 32-bit ones. */
+export function hostValues(
+  bytes: Uint8Array<ArrayBuffer>,
+  dtype: SafetensorsDtype,
+  what: string,
+): HostTensor["data"] {
+  const { buffer } = bytes;
+  switch (dtype) {
+    case "F32":
+      return new Float32Array(buffer);
+    case "F16":
+      return new Float32Array(new Float16Array(buffer));
+    case "BF16":
+      return widened(new Uint16Array(buffer));
+    case "F64":
+      return new Float32Array(new Float64Array(buffer));
+    case "I32":
+      return new Int32Array(buffer);
+    case "U32":
+      return new Uint32Array(buffer);
+    default:
+      throw new TypeError(`${what}: needs dtype F32, F16, BF16, F64, I32 or U32, has ${dtype}`);
+  }
+}
+
+/** Overwrites `variable` with host values, rounded to its dtype. */
+export async function writeHost(variable: Variable, value: HostTensor, key: string): Promise<void> {
+  const { data } = value;
+  if (data.length !== variable.size) {
+    throw new RangeError(
+      `load "${key}": needs ${variable.size} elements for shape [${variable.shape.join(", ")}], ` +
+        `got ${data.length}`,
+    );
+  }
+  const isFloat = data instanceof Float32Array;
+  switch (variable.dtype) {
+    case "f32":
+      return await variable.write(isFloat ? data : Float32Array.from(data));
+    case "f16":
+      return await variable.write(Float16Array.from(data));
+    case "bf16":
+      return await variable.write(roundedToBf16(isFloat ? data : Float32Array.from(data)));
+    default:
+      if (isFloat) {
+        throw new TypeError(`load "${key}": needs dtype ${variable.dtype}, got floats`);
+      }
+      return await variable.write(data);
+  }
+}
+
+/** How a safetensors file holds `variable`; its value is read when its turn comes. */
+export function safetensorsInput(variable: Variable): SafetensorsInput {
+  const names: Record<DType, SafetensorsDtype | null> = {
+    f32: "F32",
+    f16: "F16",
+    bf16: "BF16",
+    i32: "I32",
+    u32: "U32",
+    bool: null,
+  };
+  const dtype = names[variable.dtype];
+  if (dtype === null) {
+    throw new TypeError(`save: ${variable.name ?? "a variable"} is of dtype ${variable.dtype}`);
+  }
+  return {
+    dtype,
+    shape: variable.shape,
+    data: async () => {
+      const data = await variable.data();
+      if (dtype === "F16") return new Uint8Array(Float16Array.from(data).buffer);
+      // A value of 16 bits that was widened: its upper half is all of it.
+      if (dtype === "BF16") return new Uint8Array(roundedToBf16(data as Float32Array).buffer);
+      return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    },
+  };
+}
+
+function widened(bits: Uint16Array): Float32Array<ArrayBuffer> {
+  const words = new Uint32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;
+  return new Float32Array(words.buffer);
+}
+
+/** Rounds to nearest, ties to even, as PyTorch does. */
+function roundedToBf16(values: Float32Array): Uint16Array<ArrayBuffer> {
+  const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const bits = new Uint16Array(values.length);
+  for (let i = 0; i < bits.length; i++) {
+    const word = words[i];
+    const isNan = (word & 0x7fffffff) > 0x7f800000;
+    bits[i] = isNan ? (word >>> 16) | 0x40 : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  }
+  return bits;
+}
