@@ -11,7 +11,6 @@ import { defineOp, type GradientContext, type MovementOp, scalar } from "./op.ts
 import { expand } from "./ops/expand.ts";
 import { sameShape, type Shape, show } from "./shape.ts";
 import { Tensor } from "./tensor.ts";
-import type { Variable } from "./variable.ts";
 
 /** Runs `fn` without recording what a gradient needs. */
 export function noGrad<T>(fn: () => T): T {
@@ -237,6 +236,7 @@ function picksOf(node: Node): readonly Tensor[] {
   return picks.get(node)!;
 }
 
+/** Where backward stops: a variable, or a tensor attached. */
 function isLeaf(node: Node): boolean {
   return node.op.kind === "leaf" || node.op === attachOp;
 }
@@ -281,8 +281,8 @@ export function backward(output: Tensor, seed?: Tensor): void {
     engine.seed(output.node, g);
     engine.run([output.node]);
     for (const [leaf, gradient] of engine.leaves) {
-      if (leaf.value?.kind !== "variable") continue;
-      const variable = leaf.value.variable as Variable;
+      const variable = leaf.variable;
+      if (!variable) continue;
       variable.grad = variable.grad ? variable.grad.add(gradient) : gradient;
     }
   });
@@ -330,7 +330,13 @@ export function grad(
             "grad: needs variables that require a gradient, or tensors made by attach()",
           );
         }
-        return engine.leaves.get(wanted) ?? null;
+        if (!wanted.variable) return engine.leaves.get(wanted) ?? null;
+        // A variable may have been read at several points of its life.
+        let total: Tensor | null = null;
+        for (const [leaf, g] of engine.leaves) {
+          if (leaf.variable === wanted.variable) total = total ? total.add(g) : g;
+        }
+        return total;
       });
     })
   );

@@ -68,6 +68,8 @@ export class Node {
   /** How many recorded nodes read this one. */
   consumers = 0;
   value: Value | null;
+  /** The variable this leaf reads: where its gradient goes. */
+  variable: Variable | null = null;
   /** Whether a variable's memory is this node's result. */
   assigned = false;
   /** The gradient of this very node, where it is not its op's: custom functions. */

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { attach } from "./autograd.ts";
 import { currentDevice, type Device } from "./device.ts";
 import { type DType, isFloat, storageBytes } from "./dtype.ts";
 import { Node, withoutGradients } from "./graph.ts";
@@ -103,25 +104,38 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
   override get node(): Node {
     // The base constructor reads `node` before the private fields are there.
     if (!(#device in this)) return super.node;
-    const pending = this.#device.assignments.get(this as unknown as Variable);
-    if (pending) return pending;
+    const self = this as unknown as Variable;
+    const pending = this.#device.assignments.get(self);
     const leaf = this.#leaf;
-    if (leaf && leaf.needsGrad === this.#requiresGrad) {
+    if (pending) {
+      // The value is still a recipe, but gradients stop here all the same.
+      if (!this.#requiresGrad) return pending;
+      if (leaf?.inputs[0] === pending && leaf.needsGrad) return leaf;
+      this.#leaf = attach(new Tensor(pending)).node;
+      this.#leaf.variable = self;
+      return this.#leaf;
+    }
+    if (leaf && leaf.op === leafOp && leaf.needsGrad === this.#requiresGrad) {
       const value = leaf.value as { readonly version: number };
       if (value.version === this.version) return leaf;
     }
-    const made = new Node(
+    this.#leaf = new Node(
       leafOp,
       [],
       { shape: this.shape, dtype: this.dtype },
       {},
       this.#device,
       this.#requiresGrad,
-      { kind: "variable", variable: this as unknown as Variable, version: this.version },
+      { kind: "variable", variable: self, version: this.version },
       null,
     );
-    this.#leaf = made;
-    return made;
+    this.#leaf.variable = self;
+    return this.#leaf;
+  }
+
+  /** As {@linkcode node}, but for gradients. */
+  get #value(): Node {
+    return this.#device.assignments.get(this as unknown as Variable) ?? this.node;
   }
 
   /** Whether `backward()` computes a gradient for it: the one truth for freezing. */
@@ -220,7 +234,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     }
     if (this.#device.backend === null) return this;
     const node = withoutGradients(() =>
-      recordUpdate(this.node, value.node, scalar(start, "i32", this.#device).node, dim)
+      recordUpdate(this.#value, value.node, scalar(start, "i32", this.#device).node, dim)
     );
     node.assigned = true;
     node.consumers++;
