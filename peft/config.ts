@@ -1,0 +1,213 @@
+/**
+ * `adapter_config.json`, as Hugging Face PEFT reads and writes it.
+ *
+ * @module
+ */
+
+/** Settings of a LoRA adapter, by PEFT's names. */
+export interface LoraConfig {
+  /** Rank. Default 8. */
+  readonly r?: number;
+  /** α: the scale is α / r. Default 8. */
+  readonly lora_alpha?: number;
+  /** Probability by which inputs of A are dropped in training. Default 0. */
+  readonly lora_dropout?: number;
+  /**
+   * Which linear layers to adapt: a string is a regular expression on the whole name, a list holds names
+   * or their endings after a dot, "all-linear" is every linear layer but the output layer. Default: for
+   * a Llama, q_proj and v_proj.
+   */
+  readonly target_modules?: string | readonly string[] | null;
+  /** Layers to leave out, by the same rules. */
+  readonly exclude_modules?: string | readonly string[] | null;
+  /** Numbers of the blocks to adapt; needs a list of target modules. Default: all. */
+  readonly layers_to_transform?: number | readonly number[] | null;
+  /** The name of the list of blocks; default: whatever the first number in a name belongs to. */
+  readonly layers_pattern?: string | readonly string[] | null;
+  /** Ranks of some layers: the first key that is the name, its ending after a dot, or matches it. */
+  readonly rank_pattern?: Readonly<Record<string, number>>;
+  /** As rank_pattern, for α. */
+  readonly alpha_pattern?: Readonly<Record<string, number>>;
+  /** Whether the scale is α / √r (Kalajdzievski 2023). Default false. */
+  readonly use_rslora?: boolean;
+  /** true: A kaiming-uniform, B zero. "gaussian": A normal with deviation 1 / r, B zero. Default true. */
+  readonly init_lora_weights?: boolean | "gaussian";
+  /** Where the base model came from. */
+  readonly base_model_name_or_path?: string | null;
+  readonly task_type?: string | null;
+  /** What else the file held; written back as it was. */
+  readonly [key: string]: unknown;
+}
+
+/** A configuration with nothing left open. */
+export interface ResolvedLoraConfig extends LoraConfig {
+  readonly r: number;
+  readonly lora_alpha: number;
+  readonly lora_dropout: number;
+  readonly target_modules: string | readonly string[] | null;
+  readonly exclude_modules: string | readonly string[] | null;
+  readonly layers_to_transform: number | readonly number[] | null;
+  readonly layers_pattern: string | readonly string[] | null;
+  readonly rank_pattern: Readonly<Record<string, number>>;
+  readonly alpha_pattern: Readonly<Record<string, number>>;
+  readonly use_rslora: boolean;
+  readonly init_lora_weights: boolean | "gaussian";
+}
+
+/** Every key that PEFT writes for LORA, with its default. */
+const DEFAULTS: Readonly<Record<string, unknown>> = {
+  alora_invocation_tokens: null,
+  alpha_pattern: {},
+  arrow_config: null,
+  auto_mapping: null,
+  base_model_name_or_path: null,
+  bias: "none",
+  corda_config: null,
+  ensure_weight_tying: false,
+  eva_config: null,
+  exclude_modules: null,
+  fan_in_fan_out: false,
+  inference_mode: true,
+  init_lora_weights: true,
+  kasa_config: null,
+  layer_replication: null,
+  layers_pattern: null,
+  layers_to_transform: null,
+  loftq_config: {},
+  lora_alpha: 8,
+  lora_bias: false,
+  lora_dropout: 0,
+  lora_ga_config: null,
+  megatron_config: null,
+  megatron_core: "megatron.core",
+  modules_to_save: null,
+  monteclora_config: null,
+  peft_type: "LORA",
+  peft_version: "0.21.2",
+  qalora_group_size: 16,
+  r: 8,
+  rank_pattern: {},
+  revision: null,
+  target_modules: null,
+  target_parameters: null,
+  task_type: null,
+  trainable_token_indices: null,
+  use_bdlora: null,
+  use_dora: false,
+  use_qalora: false,
+  use_rslora: false,
+  velora_config: null,
+};
+
+/** Settings that change what an adapter computes and are not built here: they must be at their default. */
+const NOT_BUILT: readonly string[] = [
+  "alora_invocation_tokens",
+  "arrow_config",
+  "bias",
+  "corda_config",
+  "ensure_weight_tying",
+  "eva_config",
+  "fan_in_fan_out",
+  "kasa_config",
+  "layer_replication",
+  "lora_bias",
+  "modules_to_save",
+  "monteclora_config",
+  "target_parameters",
+  "trainable_token_indices",
+  "use_bdlora",
+  "use_dora",
+  "use_qalora",
+  "velora_config",
+];
+
+/** Python writes these with a point, whole or not. */
+const FLOATS: readonly string[] = ["lora_dropout"];
+
+/**
+ * Fills in PEFT's defaults and checks every setting. Unknown keys are kept, and told to `warn`.
+ *
+ * Throws a `TypeError` or `RangeError` that names the key at fault, or the feature that is not built.
+ */
+export function resolveLoraConfig(
+  config: LoraConfig,
+  source = "LoraConfig",
+  warn: (message: string) => void = console.warn,
+): ResolvedLoraConfig {
+  const type = config.peft_type ?? "LORA";
+  if (type !== "LORA") {
+    throw new TypeError(`${source}: peft_type ${JSON.stringify(type)} is not built, "LORA" is`);
+  }
+  const unknown = Object.keys(config).filter((key) => !(key in DEFAULTS));
+  if (unknown.length > 0) warn(`${source}: unknown keys are kept but not used: ${unknown.join(", ")}`);
+  const given = Object.entries(config).filter(([, value]) => value !== undefined);
+  const all = { ...DEFAULTS, ...Object.fromEntries(given) } as Record<string, unknown>;
+  for (const key of ["rank_pattern", "alpha_pattern", "loftq_config"]) all[key] ??= {};
+
+  for (const key of NOT_BUILT) {
+    if (JSON.stringify(all[key]) !== JSON.stringify(DEFAULTS[key])) {
+      throw new TypeError(`${source}: ${key} ${JSON.stringify(all[key])} is not built`);
+    }
+  }
+  const need = (key: string, holds: boolean, what: string): void => {
+    if (!holds) throw new RangeError(`${source}: ${key} must be ${what}, is ${JSON.stringify(all[key])}`);
+  };
+  const isNumber = (value: unknown): value is number =>
+    typeof value === "number" && Number.isFinite(value);
+  const isRank = (value: unknown): boolean => Number.isInteger(value) && (value as number) >= 1;
+  const isNames = (value: unknown): boolean =>
+    value === null || typeof value === "string" ||
+    (Array.isArray(value) && value.every((name) => typeof name === "string"));
+  const isIndex = (value: unknown): boolean => Number.isInteger(value) && (value as number) >= 0;
+  need("r", isRank(all.r), "a whole number from 1 on");
+  need("lora_alpha", isNumber(all.lora_alpha), "a number");
+  const { lora_dropout: p, init_lora_weights: init, layers_to_transform: layers } = all;
+  need("lora_dropout", isNumber(p) && p >= 0 && p < 1, "a number in [0, 1)");
+  for (const key of ["target_modules", "exclude_modules", "layers_pattern"]) {
+    need(key, isNames(all[key]), "a string, a list of strings or null");
+  }
+  need(
+    "layers_to_transform",
+    layers === null || isIndex(layers) || (Array.isArray(layers) && layers.every(isIndex)),
+    "a block's number, a list of them or null",
+  );
+  need(
+    "layers_to_transform",
+    layers === null || typeof all.target_modules !== "string",
+    "null where target_modules is a string",
+  );
+  need(
+    "layers_pattern",
+    all.layers_pattern === null || layers !== null,
+    "null where layers_to_transform is",
+  );
+  const isRecordOf = (value: unknown, holds: (v: unknown) => boolean): boolean =>
+    typeof value === "object" && value !== null && Object.values(value).every(holds);
+  need("rank_pattern", isRecordOf(all.rank_pattern, isRank), "an object of ranks");
+  need("alpha_pattern", isRecordOf(all.alpha_pattern, isNumber), "an object of numbers");
+  need("use_rslora", typeof all.use_rslora === "boolean", "true or false");
+  need(
+    "init_lora_weights",
+    typeof init === "boolean" || init === "gaussian",
+    'true, false or "gaussian": the others are not built',
+  );
+  return all as unknown as ResolvedLoraConfig;
+}
+
+/** The text of `adapter_config.json`: keys sorted, two spaces, as Python's `json.dumps` writes it. */
+export function formatConfig(config: ResolvedLoraConfig): string {
+  const sorted = (value: unknown): unknown => {
+    if (Array.isArray(value)) return value.map(sorted);
+    if (typeof value !== "object" || value === null) return value;
+    const entries = Object.entries(value).map(([k, v]) => [k, sorted(v)] as const);
+    return Object.fromEntries(entries.sort(([a], [b]) => a < b ? -1 : 1));
+  };
+  // A float that is whole keeps its point: marked here, put right in the text.
+  const all: Record<string, unknown> = { ...config };
+  for (const key of FLOATS) {
+    if (Number.isInteger(all[key])) all[key] = `\u0000${all[key]}.0`;
+  }
+  return JSON.stringify(sorted(all), null, 2)
+    .replace(/"\\u0000(-?\d+\.0)"/g, "$1")
+    .replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}

@@ -1,0 +1,125 @@
+/**
+ * Which modules an adapter goes to: PEFT's rules.
+ *
+ * @module
+ */
+
+import { Adapter, Linear, type Module } from "../nn/mod.ts";
+import type { ResolvedLoraConfig } from "./config.ts";
+
+/** What PEFT adapts where no target is named, by model type. */
+const DEFAULT_TARGETS: Readonly<Record<string, readonly string[]>> = {
+  llama: ["q_proj", "v_proj"],
+};
+
+/** A layer to adapt. */
+export interface Target {
+  readonly path: string;
+  readonly layer: Linear;
+  readonly r: number;
+  readonly alpha: number;
+}
+
+/**
+ * The linear layers of `model` that `config` names, with their rank and α.
+ *
+ * Throws an `Error` that lists the layers there are where none, or one that is no linear layer, is
+ * named, and where no target is named and none is known for the model.
+ */
+export function findTargets(model: Module, config: ResolvedLoraConfig): Target[] {
+  // Adapters that are there already are no targets themselves.
+  const all = model.namedModules();
+  const adapters = all.filter(([, m]) => m instanceof Adapter).map(([path]) => `${path}.`);
+  const modules = all.filter(([path]) => !adapters.some((a) => `${path}.`.startsWith(a)));
+  const targets = config.target_modules ?? defaultTargets(model);
+  const output = (model as { outputEmbedding?: () => Module }).outputEmbedding?.();
+  const matches = (path: string, layer: Module): boolean => {
+    if (config.exclude_modules !== null && matchesName(path, config.exclude_modules)) return false;
+    if (targets === "all-linear") return layer instanceof Linear && layer !== output;
+    return matchesName(path, targets) && matchesLayer(path, config);
+  };
+  const found: Target[] = [];
+  const wrong: string[] = [];
+  for (const [path, layer] of modules) {
+    if (path === "" || !matches(path, layer)) continue;
+    if (!(layer instanceof Linear)) wrong.push(`${path} (${layer.constructor.name})`);
+    else {
+      const r = patternValue(path, config.rank_pattern) ?? config.r;
+      const alpha = patternValue(path, config.alpha_pattern) ?? config.lora_alpha;
+      found.push({ path, layer, r, alpha });
+    }
+  }
+  if (wrong.length > 0) {
+    throw new Error(
+      `LoRA: adapts Linear layers, but ${JSON.stringify(targets)} names ${wrong.join(", ")}`,
+    );
+  }
+  if (found.length === 0) {
+    const names = new Set(
+      modules.filter(([, m]) => m instanceof Linear).map(([path]) => path.replace(/^.*\./, "")),
+    );
+    throw new Error(
+      `LoRA: target_modules ${JSON.stringify(targets)}` +
+        (config.exclude_modules === null
+          ? ""
+          : ` without ${JSON.stringify(config.exclude_modules)}`) +
+        (config.layers_to_transform === null
+          ? ""
+          : ` in layers ${JSON.stringify(config.layers_to_transform)}`) +
+        ` names no layer of ${model.constructor.name}; its linear layers are ${
+          [...names].join(", ")
+        }`,
+    );
+  }
+  return found;
+}
+
+function defaultTargets(model: Module): readonly string[] {
+  const type = (model as { config?: { model_type?: unknown } }).config?.model_type ?? "llama";
+  const targets = "config" in model ? DEFAULT_TARGETS[String(type)] : undefined;
+  if (!targets) {
+    throw new Error(`LoRA: ${model.constructor.name} has no default target_modules: name them`);
+  }
+  return targets;
+}
+
+/** A string matches the whole name; one name of a list matches it or its ending after a dot. */
+export function matchesName(path: string, names: string | readonly string[]): boolean {
+  if (typeof names === "string") return pattern(names, "target_modules").test(path);
+  return names.some((name) => path === name || path.endsWith(`.${name}`));
+}
+
+function matchesLayer(path: string, config: ResolvedLoraConfig): boolean {
+  const { layers_to_transform: layers, layers_pattern: lists } = config;
+  if (layers === null || (Array.isArray(layers) && layers.length === 0)) return true;
+  const within = lists === null || lists.length === 0 ? ["[^.]*"] : [lists].flat();
+  for (const list of within) {
+    const index = path.match(new RegExp(`^.*?\\.(?:${list})\\.(\\d+)\\.`))?.[1] ??
+      path.match(new RegExp(`^(?:${list})\\.(\\d+)\\.`))?.[1];
+    if (index !== undefined) return [layers].flat().includes(Number(index));
+  }
+  return false;
+}
+
+/** The value of the first key that matches the name, or its ending after a dot. */
+function patternValue(
+  path: string,
+  patterns: Readonly<Record<string, number>>,
+): number | undefined {
+  const key = Object.keys(patterns).find((key) =>
+    pattern(`(?:.*\\.)?(?:${key})`, "rank_pattern or alpha_pattern").test(path)
+  );
+  return key === undefined ? undefined : patterns[key];
+}
+
+function pattern(source: string, what: string): RegExp {
+  try {
+    return new RegExp(`^(?:${source})$`);
+  } catch (error) {
+    throw new SyntaxError(
+      `LoRA: ${what} needs a regular expression, got ${JSON.stringify(source)}: ${
+        (error as Error).message
+      }`,
+    );
+  }
+}
