@@ -1,7 +1,7 @@
 import { customFunction } from "../autograd.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
-import { concatenate } from "./concatenate.ts";
+import { iota } from "./iota.ts";
 
 /**
  * Rotary positions (Su et al. 2021, "RoFormer", section 3.2.2), in the half-split form of Hugging
@@ -25,7 +25,13 @@ export function rope(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
 
 function turn(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
   const half = x.shape[x.rank - 1] / 2;
-  const a = x.slice(-1, 0, half);
-  const b = x.slice(-1, half);
-  return concatenate([a.mul(cos).sub(b.mul(sin)), b.mul(cos).add(a.mul(sin))], -1);
+  const split = (t: Tensor, parts: number): Tensor =>
+    t.reshape([...t.shape.slice(0, -1), parts, half]);
+  const halves = split(x, 2); // [..., T, 2, D/2]
+  // The other half is the same view back to front: -b beside a, a beside b. No element is masked.
+  const sign = iota([2, 1], 0, "f32", x.device).mul(2).sub(1);
+  const other = halves.flip(-2).mul(sign);
+  const c = cos.unsqueeze(-2); // [..., T, 1, D/2]
+  const s = sin.unsqueeze(-2);
+  return halves.mul(c).add(other.mul(s)).reshape(x.shape);
 }

@@ -29,7 +29,8 @@ def case(name, fn, *inputs):
     weight = torch.cos(torch.arange(out.numel(), dtype=torch.float32)).reshape(out.shape)
     (out * weight).sum().backward()
     for i, x in enumerate(leaves):
-        if x.is_floating_point() and x.grad is not None:
+        # The angles of rotary positions are constants.
+        if x.is_floating_point() and not (name == "rope" and i > 0):
             tensors[f"{name}.grad.{i}"] = x.grad
 
 
@@ -87,6 +88,13 @@ case(
     r(7, 4),
     r(9, 4),
     torch.tensor([1, 8, -100, 0, 3, -100, 2]),
+)
+case(
+    "rope",
+    lambda x, c, s: torch.cat([x[..., :3] * c - x[..., 3:] * s, x[..., 3:] * c + x[..., :3] * s], -1),
+    r(2, 2, 5, 6),
+    r(5, 3),
+    r(5, 3),
 )
 case(
     "attention_causal",

@@ -11,6 +11,7 @@ import {
   linearCrossEntropy,
   openSafetensors,
   rmsNorm,
+  rope,
   scatterAdd,
   stack,
   type Tensor,
@@ -60,6 +61,7 @@ const cases: Record<string, (...x: Tensor[]) => Tensor> = {
   matmul: (a, b) => a.matmul(b),
   cross_entropy: (x, t) => crossEntropy(x, t),
   linear_cross_entropy: (h, w, t) => linearCrossEntropy(h, w, t, { reduction: "sum", chunk: 3 }),
+  rope: (x, c, s) => rope(x, c, s),
   attention_causal: (q, k, v) => attention(q, k, v, { causal: true }),
   attention_grouped: (q, k, v) => attention(q, k, v),
 };
