@@ -2,8 +2,9 @@
 import { assert } from "@std/assert";
 import { bytesOf, type DType, type HostArray, hostArray, registerOf } from "../core/dtype.ts";
 import type { Bound, Expr } from "../core/expr.ts";
-import type { Backend, LoopKernel, Step } from "../core/kernel.ts";
+import type { Backend, Buffer, CallKernel, LoopKernel, Operand, Step } from "../core/kernel.ts";
 import { createWebGpuBackend, webGpuAdapterProblem } from "../core/webgpu/backend.ts";
+import type { WgslProgram, WgslTarget } from "../core/wgsl.ts";
 
 /** A host array of any dtype. */
 export type Host = HostArray;
@@ -292,4 +293,109 @@ function compute(
       }
     }
   }
+}
+
+/** A strided operand with its data. */
+export interface LabOperand extends Operand {
+  readonly values: readonly number[];
+}
+
+/** Random values in [-1, 1) as a strided operand: `order` lists its dimensions, slowest first. */
+export function operand(
+  shape: number[],
+  order: number[] = shape.map((_, d) => d),
+  options: { broadcast?: number[]; pad?: number; offset?: number; dtype?: DType } = {},
+): LabOperand {
+  const strides = new Array<number>(shape.length).fill(0);
+  let size = 1;
+  [...order].reverse().forEach((d, i) => {
+    if (options.broadcast?.includes(d)) return;
+    strides[d] = size;
+    size *= shape[d];
+    if (i === 0) size += options.pad ?? 0;
+  });
+  const offset = options.offset ?? 0;
+  const dtype = options.dtype ?? "f32";
+  let state = size + 12345;
+  const values = Array.from({ length: size + offset }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    const u = state / 2 ** 32;
+    return dtype === "bool" ? (u < 0.6 ? 1 : 0) : Math.fround(u * 2 - 1);
+  });
+  return { dtype, shape, strides, offset, values: toNumbers(dtype, toHost(dtype, values)) };
+}
+
+/** Element `at` of an operand. */
+export function element(o: LabOperand, ...at: number[]): number {
+  return o.values[at.reduce((s, c, d) => s + c * o.strides[d], o.offset)];
+}
+
+/** A call to be run. */
+export interface LabCall {
+  readonly wgsl: (call: CallKernel, target: WgslTarget) => WgslProgram;
+  readonly inputs: readonly LabOperand[];
+  readonly outputs: readonly { readonly shape: number[]; readonly dtype?: DType }[];
+  readonly attrs?: CallKernel["attrs"];
+  readonly scalars?: readonly number[];
+  readonly epilogue?: { readonly body: Expr; readonly inputs: readonly LabOperand[] };
+  /** Generate as for a real GPU. */
+  readonly asGpu?: boolean;
+}
+
+/** Runs a call (with i32 scalars) and gives its outputs. */
+export async function runCall(lab: LabCall): Promise<number[][]> {
+  const device = found!;
+  const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+  const outputs = lab.outputs.map(({ shape, dtype = "f32" }): Operand => ({
+    dtype,
+    shape,
+    strides: shape.map((_, d) => count(shape.slice(d + 1))),
+    offset: 0,
+  }));
+  const kernel: CallKernel = {
+    kind: "call",
+    label: lab.wgsl.name,
+    op: {
+      name: `${lab.wgsl.name}${lab.asGpu ? " as on a gpu" : ""}`,
+      accepts: () => true,
+      epilogue: true,
+      wgsl: (call, target) => lab.wgsl(call, lab.asGpu ? { ...target, software: false } : target),
+      wasm: () => {
+        throw new Error("not on webgpu");
+      },
+    },
+    attrs: lab.attrs ?? {},
+    inputs: lab.inputs.map(({ values: _, ...rest }) => rest),
+    outputs,
+    scalars: (lab.scalars ?? []).map(() => "i32"),
+    epilogue: lab.epilogue
+      ? { body: lab.epilogue.body, inputs: lab.epilogue.inputs.map((o) => o.dtype) }
+      : null,
+  };
+  const upload = (o: LabOperand): Buffer => {
+    const host = toHost(o.dtype, o.values);
+    const buffer = device.allocate(host.byteLength);
+    device.write(buffer, host);
+    return buffer;
+  };
+  const inputs = [...lab.inputs, ...lab.epilogue?.inputs ?? []].map(upload);
+  const made = outputs.map((o) => {
+    const bytes = Math.ceil(count(o.shape) * bytesOf(o.dtype) / 4) * 4;
+    const buffer = device.allocate(bytes);
+    device.write(buffer, new Uint8Array(buffer.bytes).fill(0x55));
+    return { buffer, bytes };
+  });
+  const size = device.workspace(kernel);
+  const workspace = size ? device.allocate(size) : null;
+  const data = await runSteps(
+    [{ kernel, inputs, outputs: made.map((o) => o.buffer), workspace, scalars: 0 }],
+    Uint32Array.from(lab.scalars ?? []),
+    made,
+  );
+  for (const b of [...inputs, ...made.map((o) => o.buffer), ...(workspace ? [workspace] : [])]) {
+    device.free(b);
+  }
+  return data.map((d, i) =>
+    toNumbers(outputs[i].dtype, hostArray(outputs[i].dtype, d, count(outputs[i].shape)))
+  );
 }

@@ -1,0 +1,212 @@
+/**
+ * What both tiled kernels of the matrix product share: the shape of the work, access to the operands
+ * in vectors of four where their layout allows, and the store.
+ *
+ * @module
+ */
+
+import { bytesOf } from "../../dtype.ts";
+import type { CallKernel, Operand } from "../../kernel.ts";
+import {
+  coordinatesOf,
+  countOf,
+  epilogueFunction,
+  type WgslArray,
+  WgslInputs,
+  type WgslModule,
+} from "../../wgsl.ts";
+
+/** One operand as a matrix for each batch element. */
+export interface Side {
+  readonly operand: Operand;
+  /** Strides of the batch dimensions. */
+  readonly batch: readonly number[];
+  /** Stride along M (left) or N (right). */
+  readonly outer: number;
+  /** Stride along K. */
+  readonly inner: number;
+  /** Along which of the two four neighbours make one aligned vector; null: neither. */
+  readonly vectors: "outer" | "inner" | null;
+}
+
+/** C[batch, m, n] = Σₖ A[batch, m, k] · B[batch, k, n]. */
+export interface Product {
+  readonly batch: readonly number[];
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  readonly a: Side;
+  readonly b: Side;
+}
+
+/** The product that `call` asks for, with as much of the batch as possible made rows of A. */
+export function productOf(call: CallKernel): Product {
+  const [a, b] = call.inputs;
+  const rank = a.shape.length;
+  let m = a.shape[rank - 2];
+  const k = a.shape[rank - 1], n = b.shape[rank - 1];
+  const batch = call.outputs[0].shape.slice(0, rank - 2);
+  let row = a.strides[rank - 2];
+  // One B for all and rows that follow on: [B, M, K] · [K, N] is [B·M, K] · [K, N].
+  while (batch.length > 0) {
+    const last = batch.length - 1;
+    const size = batch[last];
+    const follows = a.strides[last] === row * m || m === 1;
+    if (size !== 1 && !(b.strides[last] === 0 && follows)) break;
+    if (size !== 1) {
+      if (m === 1) row = a.strides[last];
+      m *= size;
+    }
+    batch.pop();
+  }
+  const side = (o: Operand, outer: number, inner: number, size: number): Side => {
+    const strides = o.strides.slice(0, batch.length);
+    const even = o.dtype === "f32" && o.offset % 4 === 0 &&
+      strides.every((s, d) => s % 4 === 0 || batch[d] === 1);
+    const vectors = even && inner === 1 && outer % 4 === 0 && k % 4 === 0
+      ? "inner"
+      : even && outer === 1 && inner % 4 === 0 && size % 4 === 0
+      ? "outer"
+      : null;
+    return { operand: o, batch: strides, outer, inner, vectors };
+  };
+  return {
+    batch,
+    m,
+    n,
+    k,
+    a: side(a, row, a.strides[rank - 1], m),
+    b: side(b, b.strides[rank - 1], b.strides[rank - 2], n),
+  };
+}
+
+/**
+ * Binds operand `index` and returns WGSL functions over (base, outer, inner), all u32: `NAME_at` gives
+ * one element; `NAME_vec`, where the side has vectors, the four from there on.
+ */
+export function sideFunctions(
+  module: WgslModule,
+  side: Side,
+  index: number,
+  name: string,
+  batch: readonly number[],
+): string {
+  const address = `base + i32(o) * ${side.outer} + i32(i) * ${side.inner}`;
+  const source = { kind: "input", index } as const;
+  const functions: string[] = [];
+  if (side.vectors) {
+    const variable = module.bind(source, "vec4<f32>");
+    functions.push(`fn ${name}_vec(base: i32, o: u32, i: u32) -> vec4<f32> {
+  return ${variable}[u32(${address}) >> 2u];
+}
+fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
+  let at = u32(${address});
+  return ${variable}[at >> 2u][at & 3u];
+}`);
+  } else {
+    const array: WgslArray = module.array(source, side.operand.dtype);
+    functions.push(`fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
+  let at = ${address};
+  return ${array.load("at")};
+}`);
+  }
+  const terms = side.batch.map((s, d) => `c${d} * ${s}`).concat(`${side.operand.offset}`);
+  functions.push(`fn ${name}_base(batch: u32) -> i32 {
+  ${coordinatesOf(batch, 0, batch.length, "batch")}
+  return ${terms.join(" + ")};
+}`);
+  return functions.join("\n");
+}
+
+/** Where a tiled kernel puts its results: the output, or a chunk of the workspace. */
+export interface Sink {
+  /** Functions the store needs. */
+  readonly code: string;
+  /** Whether `vector` may be used: four columns at a time. */
+  readonly vectors: boolean;
+  /** Statements that store `value` as output element `at` of a chunk. */
+  readonly store: (at: string, value: string) => string;
+  /** Statements that store four elements from `at`, a multiple of four, on. */
+  readonly vector: (at: string, value: string) => string;
+}
+
+/** The sink of `product`; with several chunks, results go to the workspace of chunk `chunk`. */
+export function sinkOf(
+  module: WgslModule,
+  product: Product,
+  call: CallKernel,
+  chunks: number,
+): Sink {
+  const [output] = call.outputs;
+  const split = chunks > 1;
+  const source = split ? { kind: "workspace" } as const : { kind: "output", index: 0 } as const;
+  const count = countOf(output.shape);
+  const from = split ? `chunk * ${count}u + ` : "";
+  const plain = split || (!call.epilogue && output.dtype === "f32");
+  if (plain && product.n % 4 === 0) {
+    const variable = module.bind(source, "vec4<f32>", true);
+    return {
+      code: "",
+      vectors: true,
+      store: (at, value) => `${variable}[(${from}${at}) >> 2u][(${from}${at}) & 3u] = ${value};`,
+      vector: (at, value) => `${variable}[(${from}${at}) >> 2u] = ${value};`,
+    };
+  }
+  const narrow = bytesOf(output.dtype) === 2 && !split;
+  const array = module.array(source, split ? "f32" : output.dtype, narrow ? "halves" : "write");
+  const epilogue = call.epilogue && !split
+    ? epilogueFunction(
+      module,
+      output.shape,
+      call.epilogue.body,
+      new WgslInputs(module, call.epilogue.inputs, call.inputs.length),
+    )
+    : "";
+  const store = (at: string, value: string): string =>
+    array.store(`${from}${at}`, epilogue ? `epilogue(${value}, ${at})` : value);
+  return { code: epilogue, vectors: false, store, vector: store };
+}
+
+/**
+ * Statements that store the accumulators `name(i, j)`: row i of the invocation's `rows`, the four
+ * columns of its vector j. `rowOf` and `columnOf` give their places in the matrix.
+ */
+export function storeTile(
+  sink: Sink,
+  product: Product,
+  rows: number,
+  vectors: number,
+  name: (i: number, j: number) => string,
+  rowOf: (i: string) => string,
+  columnOf: (j: string) => string,
+): string {
+  const { m, n } = product;
+  const origin = `batch * ${m * n}u`;
+  if (sink.vectors) {
+    const lines: string[] = [];
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < vectors; j++) {
+        const [row, column] = [rowOf(`${i}u`), columnOf(`${j}u`)];
+        lines.push(
+          `if (${row} < ${m}u && ${column} < ${n}u) { ${
+            sink.vector(`(${origin} + (${row}) * ${n}u + ${column})`, name(i, j))
+          } }`,
+        );
+      }
+    }
+    return lines.join("\n  ");
+  }
+  // A loop, so that the epilogue's code stands once.
+  const all: string[] = [];
+  for (let i = 0; i < rows; i++) for (let j = 0; j < vectors; j++) all.push(name(i, j));
+  return `var tile = array<vec4<f32>, ${rows * vectors}>(${all.join(", ")});
+  for (var e = 0u; e < ${rows * vectors * 4}u; e++) {
+    let row = ${rowOf(`(e / ${vectors * 4}u)`)};
+    let column = ${columnOf(`((e / 4u) % ${vectors}u)`)} + (e & 3u);
+    if (row < ${m}u && column < ${n}u) {
+      let at = ${origin} + row * ${n}u + column;
+      let value = tile[e >> 2u][e & 3u];
+      ${sink.store("at", "value")}
+    }
+  }`;
+}
