@@ -9,7 +9,7 @@ import { threefryWord } from "../core/random.ts";
 import type { KVCache } from "./models/cache.ts";
 import type { ForwardOptions } from "./models/llama.ts";
 import type { Module } from "./module.ts";
-import { checkSampling, type SamplingOptions, sampleToken } from "./sampling.ts";
+import { checkSampling, sampleToken, type SamplingOptions } from "./sampling.ts";
 
 /** What generation needs of a model. */
 export interface GenerativeModel extends Module {
@@ -206,4 +206,3 @@ function nextLogits(
   const hidden = model.forward(tokens, { positions, mask, cache }); // [B, T, hidden]
   return model.logits(hidden.slice(1, length - 1).squeeze(1)); // [B, hidden] -> [B, V]
 }
-

@@ -176,7 +176,9 @@ export abstract class Module {
   async load(path: string | readonly string[], options: LoadOptions = {}): Promise<this> {
     const files: SafetensorsFile[] = [];
     try {
-      for (const p of typeof path === "string" ? [path] : path) files.push(await openSafetensors(p));
+      for (const p of typeof path === "string" ? [path] : path) {
+        files.push(await openSafetensors(p));
+      }
       const owner = new Map<string, SafetensorsFile>();
       const entries = new Map<string, { shape: Shape; dtype: string }>();
       for (const file of files) {
@@ -271,7 +273,11 @@ function children(module: Module): [string, Variable | Module][] {
   const visit = (value: unknown, path: string): void => {
     if (value instanceof Variable || value instanceof Module) found.push([path, value]);
     else if (Array.isArray(value)) value.forEach((v, i) => visit(v, joined(path, `${i}`)));
-    else if (value instanceof Map) for (const [key, v] of value) visit(v, joined(path, `${key}`));
+    else if (value instanceof Map) {
+      for (const [key, v] of value) {
+        visit(v, joined(path, `${key}`));
+      }
+    }
   };
   for (const [name, value] of Object.entries(module)) visit(value, name);
   return found;

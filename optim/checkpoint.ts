@@ -4,7 +4,13 @@
  * @module
  */
 
-import { openSafetensors, type SafetensorsInput, type Variable, writeSafetensors } from "../core/mod.ts";
+import {
+  openSafetensors,
+  type SafetensorsFile,
+  type SafetensorsInput,
+  type Variable,
+  writeSafetensors,
+} from "../core/mod.ts";
 import type { Optimizer, OptimizerCounters, StateTensor } from "./optimizer.ts";
 
 /** What a checkpoint holds. */
@@ -47,6 +53,26 @@ export async function saveCheckpoint(
 }
 
 /**
+ * The `progress` that a checkpoint was saved with, without its tensors.
+ *
+ * Throws an `Error` that names the file where it is no checkpoint.
+ */
+export async function checkpointProgress(path: string): Promise<unknown> {
+  await using file = await openSafetensors(path);
+  return headerOf(file).progress;
+}
+
+function headerOf(file: SafetensorsFile): { counters: OptimizerCounters; progress: unknown } {
+  const { format, version, state } = file.metadata;
+  if (format !== "graft-checkpoint" || version !== "1") {
+    throw new Error(
+      `load checkpoint ${file.name}: it is a safetensors file, but no checkpoint of this version`,
+    );
+  }
+  return JSON.parse(state);
+}
+
+/**
  * Reads a checkpoint back into the parameters and the optimizer, and gives its `progress`.
  *
  * Throws an `Error` that names the file and lists every parameter that is missing, unexpected or of
@@ -58,9 +84,7 @@ export async function loadCheckpoint(
 ): Promise<unknown> {
   await using file = await openSafetensors(path);
   const what = `load checkpoint ${path}`;
-  if (file.metadata.format !== "graft-checkpoint" || file.metadata.version !== "1") {
-    throw new Error(`${what}: it is a safetensors file, but no checkpoint of this version`);
-  }
+  const { counters, progress } = headerOf(file);
   const problems: string[] = [];
   for (const [name, { shape }] of parameters) {
     const entry = file.entries.get(PARAMETER + name);
@@ -79,10 +103,6 @@ export async function loadCheckpoint(
   if (problems.length > 0) {
     throw new Error(`${what}: it is of another model or method:\n  ${problems.join("\n  ")}`);
   }
-  const { counters, progress } = JSON.parse(file.metadata.state) as {
-    counters: OptimizerCounters;
-    progress: unknown;
-  };
   const values = async (key: string): Promise<Float32Array<ArrayBuffer>> =>
     new Float32Array((await file.read(key)).buffer);
   const tensors = new Map<string, StateTensor>();

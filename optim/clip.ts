@@ -41,7 +41,9 @@ export function clipGradNorm(parameters: readonly Variable[], maxNorm: number): 
       // In pairs, so that rounding grows with the logarithm of their number.
       while (sums.length > 1) {
         const half = Math.ceil(sums.length / 2);
-        sums = sums.slice(0, half).map((s, i) => half + i < sums.length ? s.add(sums[half + i]) : s);
+        sums = sums.slice(0, half).map((s, i) =>
+          half + i < sums.length ? s.add(sums[half + i]) : s
+        );
       }
       return sums[0];
     });

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Device, type Shape, type Tensor, Variable, where, zeros } from "../core/mod.ts";
+import { type Device, type Shape, type Tensor, Variable, where, zeros } from "../core/mod.ts";
 import { internally, withoutGradients } from "../core/graph.ts";
 
 /** Parameters with settings of their own. */
@@ -98,6 +98,11 @@ export abstract class Optimizer {
     this.#device = this.#parameters[0].device;
     this.#steps = this.#parameters.map(() => 0);
     this.#state = this.#parameters.map(() => new Map());
+  }
+
+  /** All parameters, in the order of the groups. */
+  get parameters(): readonly Variable[] {
+    return this.#parameters;
   }
 
   /** Sets the learning rate of every group. */

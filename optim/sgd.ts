@@ -66,9 +66,7 @@ export class SGD extends Optimizer {
   }
 
   protected override update({ parameter, gradient, group, step, state, set }: UpdateContext): void {
-    const g = group.weightDecay === 0
-      ? gradient
-      : gradient.add(parameter.mul(group.weightDecay));
+    const g = group.weightDecay === 0 ? gradient : gradient.add(parameter.mul(group.weightDecay));
     let direction = g;
     if (this.#momentum !== 0) {
       const buffer = state("momentum_buffer");

@@ -139,7 +139,9 @@ export function resolveLoraConfig(
     throw new TypeError(`${source}: peft_type ${JSON.stringify(type)} is not built, "LORA" is`);
   }
   const unknown = Object.keys(config).filter((key) => !(key in DEFAULTS));
-  if (unknown.length > 0) warn(`${source}: unknown keys are kept but not used: ${unknown.join(", ")}`);
+  if (unknown.length > 0) {
+    warn(`${source}: unknown keys are kept but not used: ${unknown.join(", ")}`);
+  }
   const given = Object.entries(config).filter(([, value]) => value !== undefined);
   const all = { ...DEFAULTS, ...Object.fromEntries(given) } as Record<string, unknown>;
   for (const key of ["rank_pattern", "alpha_pattern", "loftq_config"]) all[key] ??= {};
@@ -150,7 +152,9 @@ export function resolveLoraConfig(
     }
   }
   const need = (key: string, holds: boolean, what: string): void => {
-    if (!holds) throw new RangeError(`${source}: ${key} must be ${what}, is ${JSON.stringify(all[key])}`);
+    if (!holds) {
+      throw new RangeError(`${source}: ${key} must be ${what}, is ${JSON.stringify(all[key])}`);
+    }
   };
   const isNumber = (value: unknown): value is number =>
     typeof value === "number" && Number.isFinite(value);

@@ -242,7 +242,11 @@ export function mergeAdapters<M extends Module>(model: M): M {
 export function removeAdapters<M extends Module>(model: M): M {
   for (const [path, layer] of loraLayers(model)) {
     const { inFeatures, outFeatures, weight, bias } = layer;
-    replaceModule(model, path, new Linear(inFeatures, outFeatures, { weight, bias: bias ?? false }));
+    replaceModule(
+      model,
+      path,
+      new Linear(inFeatures, outFeatures, { weight, bias: bias ?? false }),
+    );
   }
   return model;
 }

@@ -4,7 +4,12 @@
  * @module
  */
 
-export { formatConfig, type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
+export {
+  formatConfig,
+  type LoraConfig,
+  type ResolvedLoraConfig,
+  resolveLoraConfig,
+} from "./config.ts";
 export {
   decodeKey,
   encodeKey,
