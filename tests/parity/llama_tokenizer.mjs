@@ -2,6 +2,7 @@
 //
 //     npm i llama-tokenizer-js@1.2.2 && node llama_tokenizer.mjs
 import { writeFileSync } from "node:fs";
+// @ts-ignore: installed where this runs, no dependency of the project
 import llama from "llama-tokenizer-js";
 
 const texts = [
