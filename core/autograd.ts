@@ -227,7 +227,11 @@ class Engine {
 
 const picks = new WeakMap<Node, Tensor[]>();
 
-/** Remembers the outputs of a kernel with several, for its gradient. */
+/**
+ * Remembers the outputs of a kernel with several, for its gradient.
+ *
+ * @internal
+ */
 export function rememberPicks(node: Node, outputs: Tensor[]): void {
   picks.set(node, outputs);
 }

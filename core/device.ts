@@ -5,7 +5,7 @@
  */
 
 import { bytesOf, hostArray, storageBytes } from "./dtype.ts";
-import { type Node, SMALL } from "./graph.ts";
+import type { Node } from "./graph.ts";
 import type { Backend, BackendCounters, Results, Run } from "./kernel.ts";
 import {
   buildPlan,
@@ -37,14 +37,31 @@ let marks = 0;
 
 /** A device that tensors live on. */
 export class Device {
+  /** Which kind of device. */
   readonly name: "cpu" | "webgpu" | "meta";
-  /** Null for `meta`, which knows shapes only. */
+  /**
+   * Null for `meta`, which knows shapes only.
+   *
+   * @internal
+   */
   readonly backend: Backend | null;
-  /** Small results since the last flush that may be nobody's input. */
+  /**
+   * Small results since the last flush that may be nobody's input.
+   *
+   * @internal
+   */
   recorded: Node[] = [];
-  /** Results the user asked to keep with the next flush. */
+  /**
+   * Results the user asked to keep with the next flush.
+   *
+   * @internal
+   */
   readonly keeps: Set<Node> = new Set();
-  /** Pending assignments; the last one to a variable counts. */
+  /**
+   * Pending assignments; the last one to a variable counts.
+   *
+   * @internal
+   */
   readonly assignments: Map<Variable, Node> = new Map();
   /** Whether plans are replayed. Off, each flush builds its plan anew: for tests. */
   replay = true;
@@ -59,6 +76,7 @@ export class Device {
   #chain: Promise<unknown> = Promise.resolve();
   #closed = false;
 
+  /** @internal */
   constructor(name: "cpu" | "webgpu" | "meta", backend: Backend | null) {
     this.name = name;
     this.backend = backend;
@@ -83,11 +101,20 @@ export class Device {
   }
 
   /**
-   * Runs what is recorded: `results`, pending assignments, small results that nobody consumed. Their
-   * values are then known. Resolves when the run is enqueued (webgpu) or done (cpu).
+   * Runs what is recorded: pending assignments, what was kept, small results that nobody consumed.
+   * Resolves when the run is enqueued (webgpu) or done (cpu).
    */
-  async flush(results: readonly Node[] = []): Promise<void> {
-    const backend = this.#need("flush");
+  async flush(): Promise<void> {
+    await this.evaluate([]);
+  }
+
+  /**
+   * As {@linkcode flush}, and makes the values of `results` known.
+   *
+   * @internal
+   */
+  async evaluate(results: readonly Node[]): Promise<void> {
+    this.#need("flush");
     const wanted = new Set<Node>();
     for (const node of results) if (this.#isOpen(node)) wanted.add(node);
     for (const node of this.keeps) if (this.#isOpen(node)) wanted.add(node);
@@ -167,7 +194,6 @@ export class Device {
     for (const [variable, node] of assignments) variable.settle(node);
     if (!this.replay) void running.finally(() => this.#forget(plan)).catch(() => {});
     await running;
-    void backend;
   }
 
   #isOpen(node: Node): boolean {
@@ -177,7 +203,11 @@ export class Device {
       (value.kind === "variable" && value.version !== value.variable.version);
   }
 
-  /** The bytes of a node's value, which a flush has made known. */
+  /**
+   * The bytes of a node's value, which a flush has made known.
+   *
+   * @internal
+   */
   async bytes(node: Node): Promise<ArrayBuffer> {
     const backend = this.#need("read");
     const count = sizeOf(node.shape);
@@ -230,7 +260,11 @@ export class Device {
     await this.#chain;
   }
 
-  /** Buffers for a plan's slots, shared with other plans. `bytes` is in descending order. */
+  /**
+   * Buffers for a plan's slots, shared with other plans. `bytes` is in descending order.
+   *
+   * @internal
+   */
   takePool(bytes: readonly number[]): PoolBuffer[] {
     const backend = this.#need("plan");
     const taken = new Set<PoolBuffer>();
@@ -292,7 +326,11 @@ export class Device {
     }
   }
 
-  /** Drops the plans that use `variable`, whose memory is going away. */
+  /**
+   * Drops the plans that use `variable`, whose memory is going away.
+   *
+   * @internal
+   */
   release(variable: Variable): void {
     for (const bucket of [...this.#plans.values()]) {
       for (const plan of bucket) if (plan.variables.has(variable)) this.#evict(plan);
@@ -300,7 +338,11 @@ export class Device {
     this.assignments.delete(variable);
   }
 
-  /** Runs `fn` once what was enqueued before is done. */
+  /**
+   * Runs `fn` once what was enqueued before is done.
+   *
+   * @internal
+   */
   afterwards(fn: () => void): void {
     this.#chain = this.#chain.then(fn);
   }
@@ -370,5 +412,3 @@ export function useDevice(device: Device | null): Device | null {
 export async function flush(): Promise<void> {
   await currentDevice().flush();
 }
-
-export { SMALL };

@@ -57,29 +57,41 @@ export type Binary =
 
 /** A constant of the op itself, part of the kernel's code. */
 export interface Const {
+  /** Tells the kinds of node apart. */
   readonly kind: "const";
+  /** The type of the value. */
   readonly type: Register;
+  /** The value. */
   readonly value: number;
 }
 
 /** The coordinate along dimension `dim` of the iteration space. */
 export interface Index {
+  /** Tells the kinds of node apart. */
   readonly kind: "index";
+  /** The type of the value. */
   readonly type: "i32";
+  /** Which dimension of the iteration space. */
   readonly dim: number;
 }
 
 /** A per-step value: slot `slot` of the kernel's scalars. Never part of a plan's key. */
 export interface Scalar {
+  /** Tells the kinds of node apart. */
   readonly kind: "scalar";
+  /** The type of the value. */
   readonly type: Register;
+  /** Which of the kernel's scalars. */
   readonly slot: number;
 }
 
 /** Bounds of one iteration coordinate: valid where `low <= coordinate[dim] < high`. */
 export interface Bound {
+  /** Which coordinate. */
   readonly dim: number;
+  /** First valid value. */
   readonly low: number;
+  /** First value that is not valid any more. */
   readonly high: number;
 }
 
@@ -88,11 +100,17 @@ export interface Bound {
  * hold (the address may then lie outside the buffer, and is not read).
  */
 export interface Load {
+  /** Tells the kinds of node apart. */
   readonly kind: "load";
+  /** The type of the value. */
   readonly type: Register;
+  /** Which of the kernel's inputs. */
   readonly input: number;
+  /** In elements, one for each dimension of the iteration space. */
   readonly strides: readonly number[];
+  /** In elements. */
   readonly offset: number;
+  /** Where the load is valid. */
   readonly bounds: readonly Bound[];
 }
 
@@ -101,25 +119,37 @@ export interface Load {
  * for each of `at`. Gives 0 where an index is not in `[0, size)`.
  */
 export interface Fetch {
+  /** Tells the kinds of node apart. */
   readonly kind: "fetch";
+  /** The type of the value. */
   readonly type: Register;
+  /** Which of the kernel's inputs. */
   readonly input: number;
+  /** In elements, one for each dimension of the iteration space. */
   readonly strides: readonly number[];
+  /** In elements. */
   readonly offset: number;
+  /** The computed indices, with stride and size in elements. */
   readonly at: readonly { readonly index: Expr; readonly stride: number; readonly size: number }[];
 }
 
 /** The value a hand-written kernel hands to its epilogue. */
 export interface Acc {
+  /** Tells the kinds of node apart. */
   readonly kind: "acc";
+  /** The type of the value. */
   readonly type: Register;
 }
 
 /** A primitive operation applied. `select` is `args[0] ? args[1] : args[2]`. */
 export interface Apply {
+  /** Tells the kinds of node apart. */
   readonly kind: "apply";
+  /** The type of the value. */
   readonly type: Register;
+  /** The primitive. */
   readonly op: Unary | Binary | "select";
+  /** Its arguments. */
   readonly args: readonly Expr[];
 }
 

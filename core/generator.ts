@@ -7,7 +7,9 @@
 
 /** What a generator continues from. */
 export interface GeneratorState {
+  /** The seed. */
   readonly seed: number;
+  /** Draws taken so far. */
   readonly counter: number;
 }
 

@@ -138,8 +138,9 @@ export interface BackendCounters {
   pipelines: number;
   /** Bind groups, or programs' argument tables. */
   bindings: number;
-  /** Bytes allocated now, and their maximum. */
+  /** Bytes allocated now. */
   bytes: number;
+  /** The most bytes allocated at a time. */
   peakBytes: number;
 }
 

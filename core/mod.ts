@@ -29,8 +29,27 @@ export {
 } from "./device.ts";
 export { bytesOf, type DType, DTYPES, isFloat } from "./dtype.ts";
 export * from "./generator.ts";
-export { kernel, type KernelDefinition, pointwise, type PointwiseDefinition } from "./op.ts";
+export {
+  type Gradient,
+  type GradientContext,
+  pointwise,
+  type PointwiseDefinition,
+  type PointwiseFunction,
+} from "./op.ts";
+export type { Attr, Attrs } from "./graph.ts";
+export type { BackendCounters } from "./kernel.ts";
 export * as expr from "./expr.ts";
+export type {
+  Acc as AccExpr,
+  Apply as ApplyExpr,
+  Bound as BoundExpr,
+  Const as ConstExpr,
+  Expr,
+  Fetch as FetchExpr,
+  Index as IndexExpr,
+  Load as LoadExpr,
+  Scalar as ScalarExpr,
+} from "./expr.ts";
 export { attention, type AttentionOptions, composedAttention } from "./ops/attention/mod.ts";
 export { concatenate } from "./ops/concatenate.ts";
 export { crossEntropy, type CrossEntropyOptions } from "./ops/cross_entropy.ts";

@@ -20,13 +20,19 @@ import type { View } from "./view.ts";
 
 /** What a gradient rule is given. `needs[i]` says whether input i wants one. */
 export interface GradientContext {
-  /** Gradient of the loss with respect to the output; one for each output of a kernel, null where none came. */
+  /** Gradient of the loss with respect to the output. */
   readonly g: Tensor;
+  /** The same for each output of a kernel that has several, null where none came. */
   readonly gs: readonly (Tensor | null)[];
+  /** What the op was given. */
   readonly inputs: readonly Tensor[];
+  /** What it gave. */
   readonly out: Tensor;
+  /** All of it, where there are several outputs. */
   readonly outs: readonly Tensor[];
+  /** The op's structural settings. */
   readonly attrs: Attrs;
+  /** Which inputs want a gradient. */
   readonly needs: readonly boolean[];
 }
 
@@ -190,6 +196,7 @@ export function asTensors(name: string, args: readonly (Tensor | number)[]): Ten
 
 /** What {@linkcode pointwise} needs to know. */
 export interface PointwiseDefinition {
+  /** For errors and profiles. */
   readonly name: string;
   /** The value of one element. It names primitives; WGSL and WASM come from it. */
   readonly expr: (args: readonly Expr[], attrs: Attrs, type: DType) => Expr;
@@ -209,7 +216,13 @@ export interface PointwiseDefinition {
 
 /** A pointwise op, callable. */
 export interface PointwiseFunction {
+  /** Records the op; numbers take the dtype of the first tensor, and shapes broadcast. */
   (...args: (Tensor | number)[]): Tensor;
+  /**
+   * The entry in the op table.
+   *
+   * @internal
+   */
   readonly op: PointwiseOp;
 }
 

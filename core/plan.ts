@@ -25,8 +25,9 @@ export interface Targets {
 export interface PlanReport {
   /** Kernels run. */
   readonly kernels: number;
-  /** Bytes of temporaries after sharing, and before. */
+  /** Bytes of temporaries. */
   readonly temporaryBytes: number;
+  /** What they would be if they shared no memory. */
   readonly unsharedBytes: number;
   /** Labels in order. */
   readonly labels: readonly string[];

@@ -102,16 +102,23 @@ export type Operand = Tensor | number;
  */
 export class Tensor<D extends DType = DType> {
   readonly #node: Node;
+  /** Sizes of the dimensions, outermost first. */
   readonly shape: Shape;
+  /** Type of the elements. */
   readonly dtype: D;
 
+  /** @internal */
   constructor(node: Node) {
     this.#node = node;
     this.shape = node.shape;
     this.dtype = node.dtype as D;
   }
 
-  /** The recorded operation. For the engine and for those who extend it. */
+  /**
+   * The recorded operation. For the engine and for those who extend it.
+   *
+   * @internal
+   */
   get node(): Node {
     return this.#node;
   }
@@ -543,7 +550,7 @@ export async function read<const T extends readonly Tensor[]>(
     }
   }
   // A view of something known is as good as computed; only what is not known runs.
-  if (device) await device.flush(nodes);
+  if (device) await device.evaluate(nodes);
   const out = await Promise.all(nodes.map(async (node) => {
     const bytes = await node.device.bytes(node);
     const count = sizeOf(node.shape);

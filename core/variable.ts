@@ -52,6 +52,7 @@ const unheld = new FinalizationRegistry<{ device: Device; memory: Memory }>(
  * ```
  */
 export class Variable<D extends DType = DType> extends Tensor<D> {
+  /** @internal */
   readonly uid: number = nextUid();
   /** For messages; a module's parameters get their path. */
   name: string | null;
@@ -100,7 +101,11 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     return new Variable<D>(new Tensor<D>(node), options);
   }
 
-  /** The node that stands for the value at this point of the recording. */
+  /**
+   * The node that stands for the value at this point of the recording.
+   *
+   * @internal
+   */
   override get node(): Node {
     // The base constructor reads `node` before the private fields are there.
     if (!(#device in this)) return super.node;
@@ -257,7 +262,11 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     this.version++;
   }
 
-  /** The memory, allocated when first needed. For the planner. */
+  /**
+   * The memory, allocated when first needed. For the planner.
+   *
+   * @internal
+   */
   allocate(): Buffer {
     this.#memory.buffer ??= this.#device.backend!.allocate(
       storageBytes(this.dtype, sizeOf(this.shape)),
@@ -265,7 +274,11 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     return this.#memory.buffer;
   }
 
-  /** Called by the flush that runs the assignment of `node`. */
+  /**
+   * Called by the flush that runs the assignment of `node`.
+   *
+   * @internal
+   */
   settle(node: Node): void {
     this.version++;
     if (node.value === null) {

@@ -9,3 +9,4 @@ export * from "./wasm/func.ts";
 export * from "./wasm/vectors.ts";
 export * from "./wasm/elements.ts";
 export * from "./wasm/program.ts";
+export * from "./wasm/tile.ts";
