@@ -27,7 +27,7 @@ export {
   type InitOptions,
   useDevice,
 } from "./device.ts";
-export { bytesOf, type DType, DTYPES, isFloat } from "./dtype.ts";
+export { bytesOf, type DType, DTYPES, isFloat, type Register } from "./dtype.ts";
 export * from "./generator.ts";
 export {
   type Gradient,
@@ -42,6 +42,7 @@ export * as expr from "./expr.ts";
 export type {
   Acc as AccExpr,
   Apply as ApplyExpr,
+  Binary,
   Bound as BoundExpr,
   Const as ConstExpr,
   Expr,
@@ -49,6 +50,7 @@ export type {
   Index as IndexExpr,
   Load as LoadExpr,
   Scalar as ScalarExpr,
+  Unary,
 } from "./expr.ts";
 export { attention, type AttentionOptions, composedAttention } from "./ops/attention/mod.ts";
 export { concatenate } from "./ops/concatenate.ts";

@@ -171,6 +171,17 @@ export class Func {
     });
   }
 
+  /** Repeats `body` while the condition it gives holds; at least once. */
+  repeat(body: () => Int): void {
+    this.#push([0x03, 0x40]);
+    const target = this.#depth;
+    this.#nest(() => {
+      const condition = int(body());
+      this.#push([...condition.bytes, 0x0d, ...unsigned(this.#depth - target - 1)]);
+    });
+    this.#push([0x0b]);
+  }
+
   /** A loop over a new local from `from` below `to`. */
   for(from: Int, to: Int, step: Int, body: (i: Local) => void): void {
     const i = this.let(from);

@@ -139,6 +139,7 @@ async function open(adapter: GPUAdapter, features: GPUFeatureName[]): Promise<Op
         limits.maxComputeWorkgroupSizeX,
       ),
       maxWorkgroupBytes: limits.maxComputeWorkgroupStorageSize,
+      maxStorageBuffers: limits.maxStorageBuffersPerShaderStage,
       maxWorkgroups: limits.maxComputeWorkgroupsPerDimension,
     },
   };

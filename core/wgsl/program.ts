@@ -14,6 +14,8 @@ export interface WgslTarget {
   readonly maxInvocations: number;
   /** Most bytes of workgroup memory. */
   readonly maxWorkgroupBytes: number;
+  /** Most storage buffers a pass may bind. */
+  readonly maxStorageBuffers: number;
   /** Most workgroups along one dimension of a dispatch. */
   readonly maxWorkgroups: number;
 }
