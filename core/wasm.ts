@@ -10,3 +10,4 @@ export * from "./wasm/vectors.ts";
 export * from "./wasm/elements.ts";
 export * from "./wasm/program.ts";
 export * from "./wasm/tile.ts";
+export * from "./wasm/pack.ts";

@@ -1,0 +1,250 @@
+/**
+ * Register tiles of matrix products: a few rows by a few vectors of columns, held in registers while
+ * the depth runs by.
+ *
+ * @module
+ */
+
+import type { DType } from "../dtype.ts";
+import { add, type Code, f32x4, i32, i32x4, type Int, int, type Local, v128 } from "./code.ts";
+import { loadVector } from "./elements.ts";
+import type { Func } from "./func.ts";
+import type { Vectors } from "./vectors.ts";
+
+/** Rows and columns of the largest tile: 12 accumulators leave registers for the operands. */
+export const TILE: { readonly rows: number; readonly columns: number } = { rows: 6, columns: 8 };
+
+/** A tile of c = a · b, or c += a · b. Strides are in bytes. */
+export interface Tile {
+  readonly rows: number;
+  /** Columns; where no multiple of 4, the last vector of `b` is read whole. */
+  readonly columns: number;
+  /** From one row of `a` to the next, and from one step of depth to the next. Not negative. */
+  readonly aRow: number;
+  readonly aDepth: number;
+  /** From one step of depth to the next; columns lie side by side. */
+  readonly bDepth: number;
+  /** From one row of `c` to the next; columns lie side by side. */
+  readonly cRow: number;
+  /** What `b` holds; default f32. `a` and `c` are f32. */
+  readonly bType?: DType;
+}
+
+/**
+ * Emits a tile of depth `depth` whose first elements are at `a`, `b` and `c`; where `accumulate` is
+ * not zero, the product is added to `c`.
+ */
+export function emitTile(
+  f: Func,
+  vectors: Vectors,
+  tile: Tile,
+  a: Code,
+  b: Code,
+  c: Code,
+  depth: Int,
+  accumulate: Int,
+): void {
+  const { rows, columns } = tile;
+  const wide = Math.ceil(columns / 4);
+  const bytes = tile.bType === "f16" || tile.bType === "bf16" ? 2 : 4;
+  const target = f.let(c);
+  const sums: Local[][] = Array.from(
+    { length: rows },
+    () => Array.from({ length: wide }, () => f.local("v128")),
+  );
+  const each = (visit: (sum: Local, row: number, v: number) => void) =>
+    sums.forEach((row, r) => row.forEach((sum, v) => visit(sum, r, v)));
+  f.if(
+    accumulate,
+    () => each((sum, r, v) => f.set(sum, v128.load(target, r * tile.cRow + 16 * v))),
+    () => each((sum) => f.set(sum, v128.zero())),
+  );
+  const pa = f.let(a);
+  const pb = f.let(b);
+  const right = Array.from({ length: wide }, () => f.local("v128"));
+  const step = (k: number) => {
+    right.forEach((x, v) =>
+      f.set(x, loadVector(f, tile.bType ?? "f32", pb, k * tile.bDepth + 4 * bytes * v))
+    );
+    for (let r = 0; r < rows; r++) {
+      const left = f.let(v128.load32_splat(pa, r * tile.aRow + k * tile.aDepth));
+      right.forEach((x, v) => f.set(sums[r][v], vectors.madd(left, x, sums[r][v])));
+    }
+  };
+  const advance = (k: number) => {
+    f.set(pa, add(pa, k * tile.aDepth));
+    f.set(pb, add(pb, k * tile.bDepth));
+  };
+  const UNROLL = 4;
+  const left = f.let(depth);
+  f.if(i32.ge_s(left, UNROLL), () => {
+    f.repeat(() => {
+      for (let k = 0; k < UNROLL; k++) step(k);
+      advance(UNROLL);
+      f.set(left, add(left, -UNROLL));
+      return i32.ge_s(left, UNROLL);
+    });
+  });
+  const { constant } = int(depth);
+  if (constant === null || constant % UNROLL !== 0) {
+    f.if(left, () => {
+      f.repeat(() => {
+        step(0);
+        advance(1);
+        f.set(left, add(left, -1));
+        return left;
+      });
+    });
+  }
+  each((sum, r, v) => storeColumns(f, target, sum, columns - 4 * v, r * tile.cRow + 16 * v));
+}
+
+/** Stores the first `columns` lanes of a vector; all if there are four or more. */
+export function storeColumns(
+  f: Func,
+  address: Code,
+  value: Local,
+  columns: number,
+  offset: number,
+): void {
+  if (columns >= 4) return f.store(address, value, offset);
+  for (let i = 0; i < columns; i++) f.storeLane(32, address, value, i, offset + 4 * i);
+}
+
+/** Rows of `a` and of `b` multiplied with each other: c[i, j] = Σ a[i, k] · b[j, k]. */
+export interface DotTile {
+  readonly rows: number;
+  /** Rows of `b`, at most 4. */
+  readonly columns: number;
+  /** Bytes from one row to the next. Not negative. */
+  readonly aRow: number;
+  readonly bRow: number;
+  readonly cRow: number;
+  readonly aType: DType;
+  readonly bType: DType;
+  /** Elements of a row, which lie side by side. */
+  readonly depth: number;
+}
+
+/** Emits a tile of dot products. */
+export function emitDotTile(
+  f: Func,
+  vectors: Vectors,
+  tile: DotTile,
+  a: Code,
+  b: Code,
+  c: Code,
+): void {
+  const { rows, columns, depth } = tile;
+  // A single row keeps two sums for each product, to have enough of them under way.
+  const ways = rows === 1 ? 2 : 1;
+  const sums = Array.from(
+    { length: rows * columns * ways },
+    () => f.let(v128.zero()),
+  );
+  const aBytes = tile.aType === "f16" || tile.aType === "bf16" ? 2 : 4;
+  const bBytes = tile.bType === "f16" || tile.bType === "bf16" ? 2 : 4;
+  const pa = f.let(a);
+  const pb = f.let(b);
+  const step = (way: number, mask: Code | null) => {
+    const only = (x: Code) => mask ? v128.and(x, mask) : x;
+    const left = Array.from(
+      { length: rows },
+      (_, r) => f.let(only(loadVector(f, tile.aType, pa, r * tile.aRow + 4 * way * aBytes))),
+    );
+    for (let j = 0; j < columns; j++) {
+      const right = f.let(
+        only(loadVector(f, tile.bType, pb, j * tile.bRow + 4 * way * bBytes)),
+      );
+      left.forEach((x, r) => {
+        const sum = sums[(r * columns + j) * ways + way];
+        f.set(sum, vectors.madd(x, right, sum));
+      });
+    }
+  };
+  const advance = (n: number) => {
+    f.set(pa, add(pa, n * aBytes));
+    f.set(pb, add(pb, n * bBytes));
+  };
+  const loops = (n: number, width: number) => {
+    const count = Math.floor(n / (4 * width));
+    if (count > 0) {
+      f.for(0, count, 1, () => {
+        for (let way = 0; way < width; way++) step(way, null);
+        advance(4 * width);
+      });
+    }
+    return n - count * 4 * width;
+  };
+  let rest = loops(depth, ways);
+  if (ways > 1) rest = loops(rest, 1);
+  if (rest > 0) {
+    step(0, f.hoist(i32x4.const(...[0, 1, 2, 3].map((i) => i < rest ? -1 : 0))));
+  }
+  const target = f.let(c);
+  for (let r = 0; r < rows; r++) {
+    const own = Array.from({ length: columns }, (_, j) => {
+      const parts = sums.slice((r * columns + j) * ways, (r * columns + j + 1) * ways);
+      return f.let(parts.reduce<Code | null>((x, y) => x ? f32x4.add(x, y) : y, null)!);
+    });
+    const zero = f.hoist(v128.zero());
+    storeColumns(
+      f,
+      target,
+      f.let(addLanes(f, [0, 1, 2, 3].map((j) => own[j] ?? zero))),
+      columns,
+      r * tile.cRow,
+    );
+  }
+}
+
+/** A vector of the sums of the lanes of each of four vectors. */
+export function addLanes(f: Func, four: readonly Code[]): Code {
+  const [a, b, c, d] = four;
+  const pair = (x: Code, y: Code) =>
+    f.let(f32x4.add(v128.shuffle(x, y, [0, 4, 1, 5]), v128.shuffle(x, y, [2, 6, 3, 7])));
+  const ab = pair(a, b);
+  const cd = pair(c, d);
+  return f32x4.add(v128.shuffle(ab, cd, [0, 1, 4, 5]), v128.shuffle(ab, cd, [2, 3, 6, 7]));
+}
+
+/** Four vectors as the columns they were rows of. */
+export function transpose(f: Func, rows: readonly Code[]): Local[] {
+  const [a, b, c, d] = rows;
+  const low = f.let(v128.shuffle(a, b, [0, 4, 1, 5]));
+  const high = f.let(v128.shuffle(a, b, [2, 6, 3, 7]));
+  const low2 = f.let(v128.shuffle(c, d, [0, 4, 1, 5]));
+  const high2 = f.let(v128.shuffle(c, d, [2, 6, 3, 7]));
+  return [
+    f.let(v128.shuffle(low, low2, [0, 1, 4, 5])),
+    f.let(v128.shuffle(low, low2, [2, 3, 6, 7])),
+    f.let(v128.shuffle(high, high2, [0, 1, 4, 5])),
+    f.let(v128.shuffle(high, high2, [2, 3, 6, 7])),
+  ];
+}
+
+/**
+ * Calls `emit` for tiles of `tallest` rows while there are so many of `count`, then for smaller ones:
+ * powers of two. `row` is the first row's number.
+ */
+export function eachTile(
+  f: Func,
+  count: Int,
+  tallest: number,
+  emit: (row: Local, rows: number) => void,
+): void {
+  const row = f.let(0);
+  const { constant } = int(count);
+  let left = constant;
+  let rows = tallest;
+  while (rows >= 1) {
+    const size = rows;
+    if (left === null) f.upTo(row, add(count, 1 - size), size, () => emit(row, size));
+    else if (left >= size) {
+      f.upTo(row, constant! - left + Math.floor(left / size) * size, size, () => emit(row, size));
+      left %= size;
+    }
+    rows = rows > 4 ? 4 : rows >> 1;
+    if (left === 0) break;
+  }
+}
