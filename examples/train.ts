@@ -44,6 +44,7 @@ import {
 } from "@graft/ml/optim";
 import { countParameters, inject, saveAdapter } from "@graft/ml/peft";
 import { Metrics, Progress } from "./log.ts";
+import { writeReport } from "./report.ts";
 
 const HELP = `Adapts stories15M, a small pretrained language model, to a text.
 
@@ -119,7 +120,7 @@ interface Pending {
 /** A whole run; gives the process's exit code. */
 async function train(settings: Settings): Promise<number> {
   const { out, batch, seq, seed, steps, method } = settings;
-  const checkpoint = checkpointOf(out);
+  const checkpoint = checkpointOf(out), sampleFile = `${out}/samples.json`;
   const log = new Progress();
   const device = await init({ device: settings.device });
   log.line(`device: ${device.name} (${device.description})`);
@@ -171,14 +172,21 @@ async function train(settings: Settings): Promise<number> {
     const general_loss = await meanLoss(model, generalHeldOut, batch);
     return { eval_loss, general_loss };
   };
-  const sample = async (title: string): Promise<void> => {
+  const prompt = promptOf(heldOut, tokenizer);
+  const sample = async (when: "before" | "after"): Promise<void> => {
     log.note("generating a sample");
-    const prompt = promptOf(heldOut, tokenizer);
-    const all = [...prompt];
+    const ids = [...prompt];
     const options = { maxTokens: 80, temperature: 0.8, topP: 0.95, generator: seed };
-    for await (const id of generate(model, prompt, options)) all.push(id);
+    for await (const id of generate(model, prompt, options)) ids.push(id);
     const given = tokenizer.decode(prompt);
-    log.line(`\n${title}:\n${given}|${tokenizer.decode(all).slice(given.length)}\n`);
+    const text = tokenizer.decode(ids).slice(given.length);
+    log.line(`\n${when}: ${given}|${text}\n`);
+    const samples = when === "before" ? {} : JSON.parse(await Deno.readTextFile(sampleFile));
+    await Deno.mkdir(out, { recursive: true });
+    await Deno.writeTextFile(
+      sampleFile,
+      JSON.stringify({ ...samples, prompt: given, [when]: text }),
+    );
   };
 
   let step = 0;
@@ -296,6 +304,7 @@ async function train(settings: Settings): Promise<number> {
       peak_bytes: device.counters.peakBytes,
     };
     await metrics.write({ summary });
+    log.line(`wrote ${await writeReport(out)}`);
     log.line(`done in ${log.elapsed()}; try: deno task generate --adapter ${out} --prompt "..."`);
   }
   await device.close();
