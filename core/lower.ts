@@ -8,10 +8,10 @@
 import { type DType, registerOf, storageBytes } from "./dtype.ts";
 import { apply, cast, constant, type Expr, type Load } from "./expr.ts";
 import type { Node } from "./graph.ts";
-import type { Kernel, LoopKernel, Operand } from "./kernel.ts";
+import type { Epilogue, Kernel, LoopKernel, Operand } from "./kernel.ts";
 import type { KernelOp, MovementOp, ReduceOp } from "./op.ts";
 import { rowMajor, sameShape, type Shape, sizeOf } from "./shape.ts";
-import { contiguous, expandView, permuteView, type View } from "./view.ts";
+import { contiguous, expandView, permuteView, reshapeView, type View } from "./view.ts";
 
 /** Where a plan's value lies. Sources are given; temporaries get their place by liveness. */
 export interface Storage {
@@ -53,6 +53,8 @@ class Chain {
     /** The node whose view `apply` transforms: what to store where it cannot. */
     readonly source: Node | null,
     pads: boolean,
+    /** At the root of an epilogue: the kernel to leave alone where `apply` cannot. */
+    readonly fused: Node | null = null,
   ) {
     this.pads = pads || (parent?.pads ?? false);
   }
@@ -71,7 +73,7 @@ class Chain {
     let v = view;
     for (let c: Chain | null = this as Chain; c; c = c.parent) {
       const next = c.apply(v);
-      if (next === null) throw new MustStore(c.source!);
+      if (next === null) throw c.fused ? new CannotFuse(c.fused) : new MustStore(c.source!);
       v = next;
     }
     return v;
@@ -95,6 +97,13 @@ class ReadLate extends Error {
   }
 }
 
+/** Thrown inside lowering: what follows kernel `node` cannot be its epilogue, so begin again. */
+class CannotFuse extends Error {
+  constructor(readonly node: Node) {
+    super("cannot fuse");
+  }
+}
+
 /** Cost up to which a result with several consumers is computed in each of them. */
 const CHEAP = 3;
 /** Cost and loads up to which a kernel grows. */
@@ -112,10 +121,15 @@ export function lower(
   maxBindings: number,
 ): Lowered {
   const forced = new Set(stored);
+  const alone = new Set<Node>();
   for (;;) {
     try {
-      return new Lowering(order, forced, maxBindings).run();
+      return new Lowering(order, forced, alone, maxBindings).run();
     } catch (error) {
+      if (error instanceof CannotFuse) {
+        alone.add(error.node);
+        continue;
+      }
       if (error instanceof ReadLate) {
         const { node, update } = error;
         const early = order.filter((n) => n.id < update.id && n.sources.includes(node));
@@ -140,19 +154,27 @@ class Lowering {
   readonly #steps: LoweredStep[] = [];
   readonly #uses = new Map<Node, number>();
   readonly #widest = new Map<Node, number>();
+  /** The kernel that computes a pointwise result in its epilogue. */
+  readonly #kernelOf = new Map<Node, Node>();
   /** Nodes whose storage an update has written over, and by which. */
   readonly #overwritten = new Map<Node, Node>();
 
   constructor(
     readonly order: readonly Node[],
     readonly forced: Set<Node>,
+    /** Kernels that take no epilogue. */
+    readonly alone: ReadonlySet<Node>,
     readonly maxBindings: number,
   ) {}
 
   run(): Lowered {
     this.#countUses();
+    this.#findEpilogues();
+    const deferred = new Set(this.#kernelOf.values());
     for (const node of this.order) {
       if (node.value !== null) this.#source(node);
+      else if (deferred.has(node)) continue;
+      else if (this.#kernelOf.has(node)) this.#emitKernel(this.#kernelOf.get(node)!, node);
       else if (this.#isStored(node)) this.#emit(node);
     }
     return { steps: this.#steps, storages: this.#storages };
@@ -176,6 +198,37 @@ class Lowering {
           : index === 0 && (node.op.kind === "fetch" || node.op.kind === "update");
         if (needsBuffer) this.#needBuffer(input);
       });
+    }
+  }
+
+  /**
+   * Finds the pointwise results that a kernel can compute from its own, as its epilogue: each kernel
+   * with one consumer, followed through reshapes and inlined consumers of its size to a stored one.
+   */
+  #findEpilogues(): void {
+    const consumers = new Map<Node, Node>();
+    for (const node of this.order) {
+      if (node.value === null) { for (const input of node.sources) consumers.set(input, node); }
+    }
+    for (const kernel of this.order) {
+      if (kernel.value !== null || kernel.op.kind !== "kernel" || !kernel.op.code.epilogue) {
+        continue;
+      }
+      if (this.alone.has(kernel) || this.forced.has(kernel) || kernel.outputs) continue;
+      const size = sizeOf(kernel.shape);
+      let node = kernel;
+      let root: Node | null = null;
+      while (!root) {
+        if (this.#uses.get(node) !== 1 || this.forced.has(node)) break;
+        const next = consumers.get(node);
+        if (!next || sizeOf(next.shape) !== size) break;
+        if (next.op.kind === "movement" && next.op.name !== "reshape") break;
+        if (next.op.kind !== "movement" && next.op.kind !== "pointwise") break;
+        node = next;
+        if (node.op.kind === "pointwise" && this.#isStored(node)) root = node;
+      }
+      // The last kernel wins: the one before it is then an input of the epilogue.
+      if (root && root.dtype === kernel.dtype) this.#kernelOf.set(root, kernel);
     }
   }
 
@@ -262,7 +315,7 @@ class Lowering {
   #emit(node: Node): void {
     switch (node.op.kind) {
       case "kernel":
-        return this.#emitKernel(node, node.op);
+        return this.#emitKernel(node, null);
       case "pick":
         return; // its storage was made with its kernel
       case "reduce":
@@ -359,8 +412,10 @@ class Lowering {
     });
   }
 
-  #emitKernel(node: Node, op: KernelOp): void {
-    const body = new Body(this, node);
+  /** Emits a kernel, and with it the pointwise result `root` that it computes as its epilogue. */
+  #emitKernel(node: Node, root: Node | null): void {
+    const op = node.op as KernelOp;
+    const body = new Body(this, root ?? node);
     const numbers = node.inputs.slice(node.inputs.length - op.numbers);
     const inputs = node.inputs.slice(0, node.inputs.length - op.numbers);
     const operands: Operand[] = inputs.map((input, index) => {
@@ -379,6 +434,14 @@ class Lowering {
       return operand;
     });
     for (const n of numbers) body.scalar(n);
+    let epilogue: Epilogue | null = null;
+    if (root) {
+      const own = body.beginEpilogue(node);
+      const flat = (view: View): View | null => reshapeView(view, node.shape);
+      const expr = body.own(root, new Chain(null, flat, null, false, node));
+      if (body.storages.length > this.maxBindings - 1) throw new CannotFuse(node);
+      epilogue = { body: expr, inputs: body.dtypes.slice(own) };
+    }
     const outputs = node.outputs ?? [{ shape: node.shape, dtype: node.dtype }];
     const storages = outputs.map((o) => this.#temporary(o.dtype, o.shape));
     const at = this.#steps.length;
@@ -390,15 +453,15 @@ class Lowering {
         }
       }
     }
-    this.#storages.set(node, storages[0]);
+    this.#storages.set(root ?? node, storages[0]);
     this.#steps.push({
-      node,
+      node: root ?? node,
       inputs: body.storages,
       outputs: storages,
       scalars: body.scalars,
       kernel: {
         kind: "call",
-        label: op.name,
+        label: root ? `${op.name}+${body.label()}` : op.name,
         op: op.code,
         attrs: node.attrs as Record<string, number | boolean | string>,
         inputs: operands,
@@ -409,7 +472,7 @@ class Lowering {
           offset: 0,
         })),
         scalars: body.scalars.map((s) => registerOf(s.dtype)),
-        epilogue: null,
+        epilogue,
       },
     });
   }
@@ -447,9 +510,18 @@ class Body {
   readonly #memo = new Map<Node, Map<Chain, Expr>>();
   readonly #names: string[] = [];
   readonly #inlined = new Map<Node, Set<Storage>>();
+  /** Where an epilogue's own inputs begin, and the kernel whose result it starts from. */
+  #floor = 0;
+  #acc: Node | null = null;
 
   constructor(readonly lowering: Lowering, readonly root: Node) {
     this.#names.push(root.op.name);
+  }
+
+  /** From here on, `node` is the kernel's own result; returns how many inputs the kernel has. */
+  beginEpilogue(node: Node): number {
+    this.#acc = node;
+    return this.#floor = this.storages.length;
   }
 
   label(): string {
@@ -470,6 +542,7 @@ class Body {
   }
 
   #make(node: Node, chain: Chain): Expr {
+    if (node === this.#acc) return { kind: "acc", type: registerOf(node.dtype) };
     const storage = this.lowering.storageOf(node);
     if (storage) {
       const view = chain.resolve(contiguous(node.shape));
@@ -601,7 +674,7 @@ class Body {
 
   /** The input number of `storage`; a call's operands each have a number of their own. */
   bind(storage: Storage, dtype: DType, anew = false): number {
-    const known = anew ? -1 : this.storages.indexOf(storage);
+    const known = anew ? -1 : this.storages.indexOf(storage, this.#floor);
     if (known >= 0) return known;
     this.storages.push(storage);
     this.dtypes.push(dtype);
