@@ -80,7 +80,7 @@ class Chain {
   }
 }
 
-/** Thrown inside lowering: `node` has to be stored, so begin again. */
+/** Thrown inside lowering: `node` has to be stored first. */
 class MustStore extends Error {
   constructor(readonly node: Node) {
     super("must store");
@@ -139,11 +139,7 @@ export function lower(
         for (const n of early) forced.add(n);
         continue;
       }
-      if (!(error instanceof MustStore)) throw error;
-      if (forced.has(error.node)) {
-        throw new Error(`internal: ${error.node.op.name} cannot be viewed as its consumer needs`);
-      }
-      forced.add(error.node);
+      throw error;
     }
   }
 }
@@ -174,10 +170,28 @@ class Lowering {
     for (const node of this.order) {
       if (node.value !== null) this.#source(node);
       else if (deferred.has(node)) continue;
-      else if (this.#kernelOf.has(node)) this.#emitKernel(this.#kernelOf.get(node)!, node);
-      else if (this.#isStored(node)) this.#emit(node);
+      else if (this.#kernelOf.has(node) || this.#isStored(node)) this.#emitWithSources(node);
     }
     return { steps: this.#steps, storages: this.#storages };
+  }
+
+  /** Emits `node`; what it turns out to need in memory is stored just before it. */
+  #emitWithSources(node: Node): void {
+    for (;;) {
+      try {
+        const kernel = this.#kernelOf.get(node);
+        if (kernel) this.#emitKernel(kernel, node);
+        else this.#emit(node);
+        return;
+      } catch (error) {
+        if (!(error instanceof MustStore)) throw error;
+        if (this.forced.has(error.node) && this.#storages.has(error.node)) {
+          throw new Error(`internal: ${error.node.op.name} cannot be viewed as its consumer needs`);
+        }
+        this.forced.add(error.node);
+        this.#emitWithSources(error.node);
+      }
+    }
   }
 
   /** Uses by kernels, seen through movement; and the largest iteration space among them. */

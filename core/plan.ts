@@ -57,7 +57,7 @@ export class Plan {
   ) {}
 }
 
-/** The nodes `targets` need, in recording order. Throws where a variable has changed since. */
+/** The nodes `targets` need, in the order they run. Throws where a variable has changed since. */
 export function collect(targets: Targets, mark: number): Node[] {
   const order: Node[] = [];
   const stack: Node[] = [];
@@ -86,9 +86,21 @@ export function collect(targets: Targets, mark: number): Node[] {
   for (const node of targets.results) visit(node);
   for (const [, node] of targets.assignments) visit(node);
   drain();
-  order.sort((a, b) => a.id - b.id);
-  for (let i = 0; i < order.length; i++) order[i].place = i;
-  return order;
+  // Recording order for what is computed; what is known comes before its first consumer, since the
+  // node of a variable may be older than this step or made in it.
+  const computed = order.filter((n) => n.value === null).sort((a, b) => a.id - b.id);
+  const placed: Node[] = [];
+  const place = (node: Node): void => {
+    node.place = placed.length;
+    placed.push(node);
+  };
+  const known = new Set(order.filter((n) => n.value !== null));
+  for (const node of computed) {
+    for (const source of node.sources) if (known.delete(source)) place(source);
+    place(node);
+  }
+  for (const node of known) place(node);
+  return placed;
 }
 
 /** The structure of `order` and `targets` as numbers: equal keys mean equal plans. */

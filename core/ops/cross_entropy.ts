@@ -56,8 +56,8 @@ export function rowLosses(
 /** softmax(logits) − onehot(targets), [N, V]: the gradient of each row's loss. */
 export function logitsGradient(logits: Tensor, lse: Tensor, targets: Tensor): Tensor {
   const column = iota(logits.shape, 1, "i32", logits.device);
-  const p = logits.sub(lse).exp();
-  return where(targets.unsqueeze(1).eq(column), p.sub(1), p);
+  const hit = targets.unsqueeze(1).eq(column).to(logits.dtype);
+  return logits.sub(lse).exp().sub(hit);
 }
 
 /** How many rows count, at least 1. */
