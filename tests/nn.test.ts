@@ -77,7 +77,7 @@ forEachDevice("nn: loading lists every key that does not fit, and changes nothin
   const error = await assertRejects(() => net.loadStateDict(state), Error);
   for (
     const part of [
-      "2 keys are missing:\n  parts.0.bias\n  mean",
+      "2 keys are missing:\n  mean\n  parts.0.bias",
       "1 key is unexpected:\n  extra",
       "parts.1.weight (needs [3], has [4])",
     ]
