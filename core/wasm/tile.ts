@@ -19,7 +19,7 @@ export interface Tile {
   readonly rows: number;
   /** Columns; where no multiple of 4, the last vector of `b` is read whole. */
   readonly columns: number;
-  /** From one row of `a` to the next, and from one step of depth to the next. Not negative. */
+  /** From one row of `a` to the next, and from one step of depth to the next. */
   readonly aRow: number;
   readonly aDepth: number;
   /** From one step of depth to the next; columns lie side by side. */
@@ -63,11 +63,12 @@ export function emitTile(
   const pb = f.let(b);
   const right = Array.from({ length: wide }, () => f.local("v128"));
   const step = (k: number) => {
-    right.forEach((x, v) =>
-      f.set(x, loadVector(f, tile.bType ?? "f32", pb, k * tile.bDepth + 4 * bytes * v))
-    );
+    right.forEach((x, v) => {
+      const place = at(pb, k * tile.bDepth + 4 * bytes * v);
+      f.set(x, loadVector(f, tile.bType ?? "f32", ...place));
+    });
     for (let r = 0; r < rows; r++) {
-      const left = f.let(v128.load32_splat(pa, r * tile.aRow + k * tile.aDepth));
+      const left = f.let(v128.load32_splat(...at(pa, r * tile.aRow + k * tile.aDepth)));
       right.forEach((x, v) => f.set(sums[r][v], vectors.madd(left, x, sums[r][v])));
     }
   };
@@ -99,6 +100,11 @@ export function emitTile(
   each((sum, r, v) => storeColumns(f, target, sum, columns - 4 * v, r * tile.cRow + 16 * v));
 }
 
+/** An address and an offset, which an instruction cannot take negative. */
+function at(base: Code, offset: number): [Code, number] {
+  return offset < 0 ? [add(base, offset), 0] : [base, offset];
+}
+
 /** Stores the first `columns` lanes of a vector; all if there are four or more. */
 export function storeColumns(
   f: Func,
@@ -116,7 +122,7 @@ export interface DotTile {
   readonly rows: number;
   /** Rows of `b`, at most 4. */
   readonly columns: number;
-  /** Bytes from one row to the next. Not negative. */
+  /** Bytes from one row to the next. */
   readonly aRow: number;
   readonly bRow: number;
   readonly cRow: number;
@@ -150,11 +156,11 @@ export function emitDotTile(
     const only = (x: Code) => mask ? v128.and(x, mask) : x;
     const left = Array.from(
       { length: rows },
-      (_, r) => f.let(only(loadVector(f, tile.aType, pa, r * tile.aRow + 4 * way * aBytes))),
+      (_, r) => f.let(only(loadVector(f, tile.aType, ...at(pa, r * tile.aRow + 4 * way * aBytes)))),
     );
     for (let j = 0; j < columns; j++) {
       const right = f.let(
-        only(loadVector(f, tile.bType, pb, j * tile.bRow + 4 * way * bBytes)),
+        only(loadVector(f, tile.bType, ...at(pb, j * tile.bRow + 4 * way * bBytes))),
       );
       left.forEach((x, r) => {
         const sum = sums[(r * columns + j) * ways + way];

@@ -49,11 +49,11 @@ export function matmulWasm(call: CallKernel, _target: WasmTarget): WasmProgram {
   const empty = { stages: [], workspace: 0, scratch: 0 };
   if (m * n * p.batches === 0) return empty;
   if (k === 0) return { ...empty, stages: [zeros(p)] };
-  if (m <= FEW && p.a.deep === 1 && p.b.deep === 1 && p.a.across >= 0 && p.b.across >= 0) {
+  if (m <= FEW && p.a.deep === 1 && p.b.deep === 1) {
     return { ...empty, stages: [dots(p)] };
   }
-  const plain = p.a.dtype === "f32" && p.a.across >= 0 && p.a.deep >= 0;
-  if (m <= FEW && plain && p.b.across === 1 && p.b.deep >= 0) {
+  const plain = p.a.dtype === "f32";
+  if (m <= FEW && plain && p.b.across === 1) {
     return { ...empty, stages: [straight(p)] };
   }
   return packed(p);
@@ -232,7 +232,7 @@ function packed(p: Product): WasmProgram {
   };
 
   // Few columns do not repay packing a.
-  const plain = a.dtype === "f32" && a.across >= 0 && a.deep >= 0 && (n <= 32 || k <= 16);
+  const plain = a.dtype === "f32" && (n <= 32 || k <= 16);
   const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
   const rows = Math.min(m, ROWS);
   const rowBlocks = parts(m, rows);
