@@ -1,13 +1,11 @@
-// What the webgpu tests share: one backend, kernels in short, a plain interpreter as the oracle.
+// What the webgpu tests share: one backend, kernels and calls in short.
 import { assert } from "@std/assert";
-import { bytesOf, type DType, type HostArray, hostArray, registerOf } from "../core/dtype.ts";
+import { bytesOf, type DType, hostArray, registerOf } from "../core/dtype.ts";
 import type { Bound, Expr } from "../core/expr.ts";
 import type { Backend, Buffer, CallKernel, LoopKernel, Operand, Step } from "../core/kernel.ts";
+import { decodeAll, encode, interpret } from "./interpret.ts";
 import { createWebGpuBackend, webGpuAdapterProblem } from "../core/webgpu/backend.ts";
 import type { WgslProgram, WgslTarget } from "../core/wgsl.ts";
-
-/** A host array of any dtype. */
-export type Host = HostArray;
 
 const found = await createWebGpuBackend({ software: true });
 
@@ -77,33 +75,6 @@ export async function runSteps(
   return data;
 }
 
-/** `values` as host data of `dtype`, rounded to nearest even. */
-export function toHost(dtype: DType, values: readonly number[]): Host {
-  switch (dtype) {
-    case "f32":
-      return new Float32Array(values);
-    case "i32":
-      return new Int32Array(values);
-    case "f16":
-      return new Uint16Array(new Float16Array(values).buffer as ArrayBuffer);
-    case "bf16": {
-      const bits = new Uint32Array(new Float32Array(values).buffer);
-      return new Uint16Array([...bits].map((b) => (b + 0x7fff + ((b >> 16) & 1)) >>> 16));
-    }
-    default:
-      return new Uint32Array(values);
-  }
-}
-
-/** The numbers that host data of `dtype` stands for. */
-export function toNumbers(dtype: DType, data: Host): number[] {
-  if (dtype === "f16") return [...new Float16Array(data.buffer, 0, data.length)];
-  if (dtype === "bf16") {
-    return [...new Float32Array(Uint32Array.from(data, (h) => h << 16).buffer)];
-  }
-  return [...data];
-}
-
 /** Runs `kernel` on the device and compares with `expected`, by default the interpreter's. */
 export async function check(
   kernel: LoopKernel,
@@ -114,7 +85,7 @@ export async function check(
   expected?: readonly number[],
 ): Promise<void> {
   const device = found!;
-  const hosts = inputs.map((values, i) => toHost(kernel.inputs[i], values));
+  const hosts = inputs.map((values, i) => encode(kernel.inputs[i], values));
   const bytes = Math.ceil(outputLength * bytesOf(kernel.output) / 4) * 4;
   const buffers = hosts.map((host) => {
     const buffer = device.allocate(Math.max(host.byteLength, 16));
@@ -138,15 +109,16 @@ export async function check(
     [{ buffer: out, bytes }],
   );
   for (const b of new Set([...buffers, out, ...(workspace ? [workspace] : [])])) device.free(b);
-  const got = toNumbers(kernel.output, hostArray(kernel.output, data, outputLength));
-  const oracle = expected ?? interpret(
-    kernel,
-    hosts.map((h, i) => toNumbers(kernel.inputs[i], h)),
-    outputLength,
-    [...scalars],
+  const got = decodeAll(kernel.output, hostArray(kernel.output, data, outputLength));
+  const oracle = kernel.inPlace === null
+    ? encode(kernel.output, new Array(outputLength).fill(0))
+    : hosts[kernel.inPlace].slice();
+  if (!expected) interpret(kernel, hosts, words, oracle);
+  close(
+    got,
+    expected ?? decodeAll(kernel.output, oracle),
+    kernel.output === "f16" ? 1e-3 : kernel.output === "bf16" ? 8e-3 : tolerance,
   );
-  const rounded = toNumbers(kernel.output, toHost(kernel.output, oracle));
-  close(got, rounded, kernel.output === "f16" ? 1e-3 : kernel.output === "bf16" ? 8e-3 : tolerance);
 }
 
 /** Asserts |got - want| ≤ tolerance · max(1, |want|). */
@@ -160,138 +132,6 @@ export function close(
     const same = Object.is(got[i], want[i]) ||
       Math.abs(got[i] - want[i]) <= tolerance * Math.max(1, Math.abs(want[i]));
     assert(same, `${what} element ${i}: got ${got[i]}, want ${want[i]}`);
-  }
-}
-
-function interpret(
-  kernel: LoopKernel,
-  inputs: number[][],
-  outputLength: number,
-  scalars: number[],
-): number[] {
-  const { shape, reduced, combine, write } = kernel;
-  const out = new Array<number>(outputLength).fill(0);
-  const border = shape.length - reduced;
-  const count = (s: readonly number[]): number => s.reduce((a, b) => a * b, 1);
-  const outer = count(shape.slice(0, border)), inner = count(shape.slice(border));
-  const low = { f32: -Infinity, i32: -2147483648, u32: 0, bool: 0 }[kernel.body.type];
-  const high = { f32: Infinity, i32: 2147483647, u32: 4294967295, bool: 1 }[kernel.body.type];
-  const start = { sum: 0, prod: 1, max: low, min: high };
-  for (let o = 0; o < outer; o++) {
-    let total = combine ? start[combine] : 0;
-    const at: number[] = [];
-    for (let r = 0; r < (combine ? inner : 1); r++) {
-      let rest = o * inner + r;
-      for (let d = shape.length - 1; d >= 0; rest = Math.floor(rest / shape[d--])) {
-        at[d] = rest % shape[d];
-      }
-      const v = evaluate(kernel.body, at, inputs, scalars, new Map());
-      total = combine === "sum"
-        ? total + v
-        : combine === "prod"
-        ? total * v
-        : combine
-        ? Math[combine](total, v)
-        : v;
-    }
-    if (border > 0 && inner === 0) {
-      let rest = o;
-      for (let d = border - 1; d >= 0; rest = Math.floor(rest / shape[d--])) {
-        at[d] = rest % shape[d];
-      }
-    }
-    const address = write.offset +
-      write.strides.reduce((s, x, d) => s + x * at[d], 0) +
-      (write.slot === undefined ? 0 : scalars[write.slot] * (write.stride ?? 0));
-    out[address] = total;
-  }
-  return out;
-}
-
-function evaluate(
-  e: Expr,
-  at: number[],
-  inputs: number[][],
-  scalars: number[],
-  seen: Map<Expr, number>,
-): number {
-  const known = seen.get(e);
-  if (known !== undefined) return known;
-  const value = compute(e, at, inputs, scalars, (x) => evaluate(x, at, inputs, scalars, seen));
-  seen.set(e, value);
-  return value;
-}
-
-function compute(
-  e: Expr,
-  at: number[],
-  inputs: number[][],
-  scalars: number[],
-  visit: (e: Expr) => number,
-): number {
-  const place = (strides: readonly number[], offset: number): number =>
-    strides.reduce((s, x, d) => s + x * at[d], offset);
-  switch (e.kind) {
-    case "const":
-      return e.value;
-    case "index":
-      return at[e.dim];
-    case "scalar":
-      return scalars[e.slot];
-    case "acc":
-      throw new Error("acc in a loop kernel");
-    case "load":
-      return e.bounds.every((b) => at[b.dim] >= b.low && at[b.dim] < b.high)
-        ? inputs[e.input][place(e.strides, e.offset)]
-        : 0;
-    case "fetch": {
-      const indices = e.at.map((a) => visit(a.index));
-      if (!e.at.every((a, i) => indices[i] >= 0 && indices[i] < a.size)) return 0;
-      const extra = e.at.reduce((s, a, i) => s + indices[i] * a.stride, 0);
-      return inputs[e.input][place(e.strides, e.offset) + extra];
-    }
-    case "apply": {
-      const [a, b, c] = e.args.map(visit);
-      const wrap = (v: number): number => e.type === "i32" ? v | 0 : e.type === "u32" ? v >>> 0 : v;
-      switch (e.op) {
-        case "add":
-          return wrap(a + b);
-        case "mul":
-          return e.type === "f32" ? a * b : wrap(Math.imul(a, b));
-        case "neg":
-          return wrap(-a);
-        case "abs":
-        case "exp":
-          return Math[e.op](a);
-        case "div":
-          return e.type === "f32" ? a / b : wrap(Math.trunc(a / b));
-        case "rem":
-          return a % b;
-        case "xor":
-          return wrap(a ^ b);
-        case "or":
-          return wrap(a | b);
-        case "and":
-          return e.type === "bool" ? (a && b ? 1 : 0) : wrap(a & b);
-        case "shl":
-          return wrap(a << (b & 31));
-        case "shr":
-          return e.type === "i32" ? a >> (b & 31) : a >>> (b & 31);
-        case "not":
-          return e.type === "bool" ? (a ? 0 : 1) : wrap(~a);
-        case "lt":
-          return a < b ? 1 : 0;
-        case "gt":
-          return a > b ? 1 : 0;
-        case "select":
-          return a ? b : c;
-        case "cast":
-        case "bitcast":
-          return e.type === "bool" ? (a !== 0 ? 1 : 0) : wrap(a);
-        default:
-          throw new Error(`the oracle has no ${e.op}`);
-      }
-    }
   }
 }
 
@@ -322,7 +162,7 @@ export function operand(
     const u = state / 2 ** 32;
     return dtype === "bool" ? (u < 0.6 ? 1 : 0) : Math.fround(u * 2 - 1);
   });
-  return { dtype, shape, strides, offset, values: toNumbers(dtype, toHost(dtype, values)) };
+  return { dtype, shape, strides, offset, values: decodeAll(dtype, encode(dtype, values)) };
 }
 
 /** Element `at` of an operand. */
@@ -373,7 +213,7 @@ export async function runCall(lab: LabCall): Promise<number[][]> {
       : null,
   };
   const upload = (o: LabOperand): Buffer => {
-    const host = toHost(o.dtype, o.values);
+    const host = encode(o.dtype, o.values);
     const buffer = device.allocate(host.byteLength);
     device.write(buffer, host);
     return buffer;
@@ -396,6 +236,6 @@ export async function runCall(lab: LabCall): Promise<number[][]> {
     device.free(b);
   }
   return data.map((d, i) =>
-    toNumbers(outputs[i].dtype, hostArray(outputs[i].dtype, d, count(outputs[i].shape)))
+    decodeAll(outputs[i].dtype, hostArray(outputs[i].dtype, d, count(outputs[i].shape)))
   );
 }
