@@ -13,6 +13,7 @@ import {
   type Unary,
 } from "../core/expr.ts";
 import type { Backend, LoopKernel, Step } from "../core/kernel.ts";
+import { i32 } from "../core/wasm.ts";
 import { decode, decodeAll, encode, interpret } from "./interpret.ts";
 
 const THREADS = [1, 2, 3];
@@ -334,5 +335,340 @@ Deno.test("cpu: random loop kernels mean what the interpreter says", async (t) =
       assert(ran > 300, `only ${ran} ran`);
       backend.close();
     });
+  }
+});
+
+/** A load of input `input`. */
+function load(
+  input: number,
+  strides: number[],
+  type: Register = "f32",
+  bounds: Bound[] = [],
+): Expr {
+  return { kind: "load", type, input, strides, offset: 0, bounds };
+}
+
+function loop(part: Partial<LoopKernel> & { shape: number[]; body: Expr }): LoopKernel {
+  const rank = part.shape.length - (part.reduced ?? 0);
+  const strides = part.shape.slice(0, rank).map((_, d) =>
+    part.shape.slice(d + 1, rank).reduce((a, b) => a * b, 1)
+  );
+  return {
+    kind: "loop",
+    label: "loop",
+    reduced: 0,
+    combine: null,
+    inputs: ["f32"],
+    scalars: [],
+    output: "f32",
+    write: { strides, offset: 0 },
+    inPlace: null,
+    ...part,
+  };
+}
+
+Deno.test("cpu: large kernels, the same to the bit for every number of threads", async () => {
+  const next = random(7);
+  const sum = { reduced: 1, combine: "sum" as const };
+  const a = load(0, [1]);
+  const kernels: LoopKernel[] = [
+    loop({ shape: [100003], body: apply("exp", a) }),
+    loop({ shape: [300001], body: a, ...sum }),
+    loop({ shape: [300001], body: apply("mul", a, a), ...sum }),
+    loop({ shape: [300001], body: a, reduced: 1, combine: "max" }),
+    loop({ shape: [7, 40001], body: load(0, [40001, 1]), ...sum }),
+    loop({ shape: [7, 40001], body: load(0, [1, 7]), ...sum }),
+    loop({ shape: [6, 5000, 9], body: load(0, [9, 54, 1]), reduced: 2, combine: "sum" }),
+    loop({ shape: [100, 3000], body: load(0, [1, 100]), ...sum }),
+    loop({ shape: [3, 2, 40000], body: load(0, [80000, 40000, 1]), reduced: 2, combine: "sum" }),
+    loop({ shape: [500, 600], body: load(0, [1, 500]) }),
+    loop({
+      shape: [300, 1000],
+      body: load(0, [999, 1], "f32", [{ dim: 1, low: 1, high: 998 }]),
+    }),
+    // A causal mask: an index against an index.
+    loop({
+      shape: [20, 100, 130],
+      body: select(
+        apply("ge", { kind: "index", type: "i32", dim: 1 }, { kind: "index", type: "i32", dim: 2 }),
+        load(0, [13000, 130, 1]),
+        constant("f32", -1),
+      ),
+    }),
+    loop({
+      shape: [70000],
+      body: cast(apply("lt", a, constant("f32", 0.5)), "i32"),
+      output: "i32",
+      ...sum,
+    }),
+  ];
+  const data = Float32Array.from({ length: 310000 }, () => next());
+  const firsts: HostArray[] = [];
+  for (const threads of THREADS) {
+    const backend = await createCpuBackend({ threads });
+    for (const [i, kernel] of kernels.entries()) {
+      const rank = kernel.shape.length - kernel.reduced;
+      const count = kernel.shape.slice(0, rank).reduce((x, y) => x * y, 1);
+      const empty = encode(kernel.output, new Array<number>(count).fill(0));
+      const got = await runLoop(backend, kernel, [data], [], empty);
+      if (threads === 1) {
+        const want = empty.slice() as HostArray;
+        interpret(kernel, [data], new Uint32Array(0), want);
+        const worst = decodeAll(kernel.output, want).reduce(
+          (w, x, j) => Math.max(w, Math.abs(got[j] - x) / Math.max(1, Math.abs(x))),
+          0,
+        );
+        assert(worst < 1e-6, `kernel ${i}: off by ${worst}`);
+        firsts.push(got);
+      } else assertEquals(got, firsts[i], `kernel ${i}, ${threads} threads`);
+    }
+    backend.close();
+  }
+});
+
+Deno.test("cpu: a sum of ten million numbers keeps six digits", async () => {
+  const n = 10_000_000;
+  const backend = await createCpuBackend();
+  const data = new Float32Array(n).fill(0.1);
+  const kernel = loop({ shape: [n], body: load(0, [1]), reduced: 1, combine: "sum" });
+  const [sum] = await runLoop(backend, kernel, [data], [], new Float32Array(1));
+  assert(Math.abs(sum / (n * Math.fround(0.1)) - 1) < 1e-6, `${sum}`);
+  backend.close();
+});
+
+Deno.test("cpu: reductions of nothing, and outputs of nothing", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const data = new Float32Array(4);
+  for (const [combine, want] of [["sum", 0], ["prod", 1], ["max", -Infinity]] as const) {
+    const kernel = loop({ shape: [3, 0], body: load(0, [0, 1]), reduced: 1, combine });
+    const got = await runLoop(backend, kernel, [data], [], new Float32Array(3));
+    assertEquals([...got], [want, want, want]);
+  }
+  const none = loop({ shape: [0, 3], body: load(0, [3, 1]) });
+  assertEquals((await runLoop(backend, none, [data], [], new Float32Array(0))).length, 0);
+  backend.close();
+});
+
+Deno.test("cpu: 16-bit floats widen and round as they should", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const all = Uint16Array.from({ length: 65536 }, (_, i) => i);
+  const same = (a: number, b: number) => Object.is(a, b) || (Number.isNaN(a) && Number.isNaN(b));
+  const words = Uint32Array.from({ length: 400000 }, (_, i) => Math.imul(i, 2654435761));
+  // The neighbourhood of every f16, where ties are.
+  for (let i = 0; i < 65536; i++) {
+    const [bits] = new Uint32Array(Float32Array.of(decode("f16", all, i)).buffer);
+    words[3 * i] = bits + 0x1000;
+    words[3 * i + 1] = bits + 0x0fff;
+    words[3 * i + 2] = bits + 0x1001;
+  }
+  const floats = new Float32Array(words.buffer);
+  for (const dtype of ["f16", "bf16"] as const) {
+    const wide = loop({ shape: [65536], body: load(0, [1]), inputs: [dtype] });
+    const widened = await runLoop(backend, wide, [all], [], new Float32Array(65536));
+    widened.forEach((x, i) => assert(same(x, decode(dtype, all, i)), `${dtype} ${i}: ${x}`));
+    const narrow = loop({ shape: [floats.length], body: load(0, [1]), output: dtype });
+    const empty = new Uint16Array(floats.length);
+    const rounded = await runLoop(backend, narrow, [floats], [], empty);
+    const want = encode(dtype, [...floats]);
+    rounded.forEach((_, i) => {
+      const [a, b] = [decode(dtype, rounded, i), decode(dtype, want, i)];
+      if (!same(a, b)) throw new Error(`${floats[i]} as ${dtype}: ${a}, not ${b}`);
+    });
+  }
+  backend.close();
+});
+
+Deno.test("cpu: elementary functions at their edges", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const edges = [0, -0, 1, -1, Infinity, -Infinity, NaN, 1e-40, 100, -100, 88.7, 0.5, 1e-4, 9.5];
+  const run = async (op: Unary | "pow", xs: number[], ys: number[]) => {
+    const n = xs.length;
+    const args = op === "pow" ? [load(0, [1]), load(1, [1])] : [load(0, [1])];
+    const kernel = loop({
+      shape: [n],
+      body: apply(op as "exp", ...args),
+      inputs: ["f32", "f32"],
+    });
+    const data = [Float32Array.from(xs), Float32Array.from(ys)];
+    const got = await runLoop(backend, kernel, data, [], new Float32Array(n));
+    const want = new Float32Array(n);
+    interpret(kernel, data, new Uint32Array(0), want);
+    got.forEach((x, i) => {
+      const close = Object.is(x, want[i]) || x === want[i] ||
+        Math.abs(x - want[i]) <= 1e-6 * Math.abs(want[i]) + 2e-38;
+      if (!close) throw new Error(`${op}(${xs[i]}, ${ys[i]}) is ${x}, not ${want[i]}`);
+    });
+  };
+  for (const op of ["exp", "log", "tanh", "erf", "sqrt", "rsqrt", "sin", "cos"] as const) {
+    const spread = Array.from({ length: 2000 }, (_, i) => (i - 1000) / 12.3);
+    await run(op, [...edges, ...spread], [...edges, ...spread]);
+  }
+  const bases = edges.flatMap((x) => edges.map(() => x));
+  const exponents = edges.flatMap(() => edges.map((y) => y === 100 ? 3 : y === -100 ? -2 : y));
+  // C and IEEE 754 say that these are 1; JavaScript says NaN.
+  const agreed = bases.map((x, i) => !(Math.abs(x) === 1 && !Number.isFinite(exponents[i])));
+  await run("pow", bases.filter((_, i) => agreed[i]), exponents.filter((_, i) => agreed[i]));
+  backend.close();
+});
+
+Deno.test("cpu: a program replays, in place, with new scalars, and holds its results", async () => {
+  const backend = await createCpuBackend({ threads: 2 });
+  const n = 100000;
+  const kernel = loop({
+    label: "scale",
+    shape: [n],
+    body: apply("mul", load(0, [1]), { kind: "scalar", type: "f32", slot: 0 }),
+    scalars: ["f32"],
+    inPlace: 0,
+  });
+  const buffer = backend.allocate(4 * n);
+  backend.write(buffer, new Float32Array(n).fill(1));
+  const step = { kernel, inputs: [buffer], outputs: [buffer], workspace: null, scalars: 0 };
+  const program = backend.program([step, { ...step, scalars: 64 }], 128);
+  const before = { ...backend.counters };
+  const scalars = new Uint32Array(128);
+  const results = [];
+  for (const x of [2, 3]) {
+    const values = new Float32Array(scalars.buffer);
+    values[0] = x;
+    values[64] = 10;
+    results.push(await program.run({ uploads: [], scalars, results: [{ buffer, bytes: 4 * n }] }));
+  }
+  const [first, second] = await Promise.all(results.map((r) => r.fetch()));
+  assert(new Float32Array(first[0]).every((x) => x === 20));
+  assert(new Float32Array(second[0]).every((x) => x === 600));
+  assertEquals(backend.counters, before);
+  const again = backend.program([step], 64);
+  assertEquals(backend.counters.pipelines, before.pipelines);
+  again.dispose();
+  program.dispose();
+  await assertRejects(() => program.run({ uploads: [], scalars, results: [] }), Error, "disposed");
+  const part = await backend.read(buffer, 8, 4 * (n - 2));
+  assertEquals([...new Float32Array(part)], [600, 600]);
+  backend.free(buffer);
+  assertThrows(() => backend.free(buffer), Error, "freed");
+  backend.close();
+  assertThrows(() => backend.allocate(16), Error, "closed");
+});
+
+Deno.test("cpu: timers and other work get their turn between runs", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const buffer = backend.allocate(16);
+  const kernel = loop({ shape: [4], body: constant("f32", 1), inputs: [] });
+  const step = { kernel, inputs: [], outputs: [buffer], workspace: null, scalars: 0 };
+  const program = backend.program([step], 0);
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  const end = performance.now() + 50;
+  while (performance.now() < end) {
+    await program.run({ uploads: [], scalars: new Uint32Array(0), results: [] });
+  }
+  clearInterval(timer);
+  assert(turns > 5, `${turns} turns`);
+  backend.close();
+});
+
+Deno.test("cpu: memory is used again, and running out of it says so", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const next = random(5);
+  const held: { buffer: ReturnType<Backend["allocate"]>; mark: number; words: number }[] = [];
+  for (let i = 0; i < 3000; i++) {
+    if (held.length > 40 || (held.length > 0 && next() < 0.45)) {
+      const [{ buffer, mark, words }] = held.splice(Math.floor(next() * held.length), 1);
+      const ends = [0, 4 * (words - 1)].map((at) => backend.read(buffer, 4, at));
+      for (const end of ends) assertEquals(new Uint32Array(await end)[0], mark);
+      backend.free(buffer);
+    } else {
+      const words = 1 + Math.floor(next() * next() * 200000);
+      const buffer = backend.allocate(4 * words);
+      backend.write(buffer, new Uint32Array(words).fill(i));
+      held.push({ buffer, mark: i, words });
+    }
+  }
+  held.forEach(({ buffer }) => backend.free(buffer));
+  assertEquals(backend.counters.bytes, 0);
+  assert(backend.counters.peakBytes < 40 * 800000);
+  // All of it came together again: one block as large as the first growth fits.
+  backend.free(backend.allocate(12 << 20));
+  assertThrows(() => backend.allocate(5e9), Error, "needs 5000000000 bytes");
+  backend.close();
+});
+
+Deno.test("cpu: a program that never closes its device ends by itself", async () => {
+  const url = new URL("../core/cpu/backend.ts", import.meta.url);
+  const script = `
+    const { createCpuBackend } = await import(${JSON.stringify(url.href)});
+    const b = await createCpuBackend({ threads: 2 });
+    const n = 1 << 20;
+    const [x, y] = [b.allocate(4 * n), b.allocate(4 * n)];
+    const kernel = {
+      kind: "loop", label: "exp", shape: [n], reduced: 0, combine: null,
+      body: { kind: "apply", type: "f32", op: "exp", args: [
+        { kind: "load", type: "f32", input: 0, strides: [1], offset: 0, bounds: [] }] },
+      inputs: ["f32"], scalars: [], output: "f32", write: { strides: [1], offset: 0 }, inPlace: null,
+    };
+    const p = b.program([{ kernel, inputs: [x], outputs: [y], workspace: null, scalars: 0 }], 0);
+    for (let i = 0; i < 20; i++) {
+      await p.run({ uploads: [], scalars: new Uint32Array(0), results: [] });
+    }
+    console.log("done");
+  `;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["eval", script],
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const timer = setTimeout(() => child.kill("SIGKILL"), 20000);
+  const { code, stdout, stderr } = await child.output();
+  clearTimeout(timer);
+  assertEquals(new TextDecoder().decode(stdout), "done\n", new TextDecoder().decode(stderr));
+  assertEquals(code, 0);
+});
+
+Deno.test("cpu: a kernel that traps names itself, and the backend lives on", async () => {
+  for (const threads of [1, 2, 3]) {
+    const backend = await createCpuBackend({ threads });
+    const buffer = backend.allocate(64);
+    const bad: Step["kernel"] = {
+      kind: "call",
+      label: "broken",
+      op: {
+        name: "broken",
+        accepts: () => true,
+        epilogue: false,
+        wgsl: () => {
+          throw new Error("not here");
+        },
+        wasm: () => ({
+          stages: [{
+            units: 40,
+            cost: 1e6,
+            // Division by zero, in one of the units.
+            build: (f) => f.store(f.output(0), i32.div_s(1, i32.sub(f.unit, 30))),
+          }],
+          workspace: 0,
+          scratch: 0,
+        }),
+      },
+      attrs: {},
+      inputs: [],
+      outputs: [{ dtype: "i32", shape: [1], strides: [1], offset: 0 }],
+      scalars: [],
+      epilogue: null,
+    };
+    const step = { kernel: bad, inputs: [], outputs: [buffer], workspace: null, scalars: 0 };
+    const program = backend.program([step], 0);
+    for (let i = 0; i < 30; i++) {
+      await assertRejects(
+        () => program.run({ uploads: [], scalars: new Uint32Array(0), results: [] }),
+        Error,
+        "broken: the kernel failed on the cpu",
+      );
+    }
+    const kernel = loop({ shape: [50000], body: apply("neg", load(0, [1])) });
+    const data = new Float32Array(50000).fill(2);
+    const got = await runLoop(backend, kernel, [data], [], new Float32Array(50000));
+    assert(got.every((x) => x === -2));
+    backend.close();
   }
 });

@@ -39,7 +39,7 @@ export interface Places {
 const OWN: Places = { input: (f, i) => f.input(i), output: (f) => f.output(0) };
 
 /** Terms that one lane may add up in f32 before it hands its sum on to f64. */
-const SEQUENTIAL = 256;
+const SEQUENTIAL = 64;
 
 /** The program of a loop kernel. */
 export function loopProgram(kernel: LoopKernel, places: Places = OWN): WasmProgram {
