@@ -6,7 +6,7 @@
 
 import { bytesOf, hostArray, storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
-import type { Backend, BackendCounters, Results, Run } from "./kernel.ts";
+import type { Backend, BackendCounters, Buffer, Results, Run } from "./kernel.ts";
 import {
   buildPlan,
   collect,
@@ -327,24 +327,15 @@ export class Device {
   }
 
   /**
-   * Drops the plans that use `variable`, whose memory is going away.
+   * Frees the memory of the variable `uid` once what was enqueued is done, and drops its plans.
    *
    * @internal
    */
-  release(variable: Variable): void {
+  release(uid: number, buffer: Buffer | null): void {
     for (const bucket of [...this.#plans.values()]) {
-      for (const plan of bucket) if (plan.variables.has(variable)) this.#evict(plan);
+      for (const plan of bucket) if (plan.variables.has(uid)) this.#evict(plan);
     }
-    this.assignments.delete(variable);
-  }
-
-  /**
-   * Runs `fn` once what was enqueued before is done.
-   *
-   * @internal
-   */
-  afterwards(fn: () => void): void {
-    this.#chain = this.#chain.then(fn);
+    if (buffer) this.#chain = this.#chain.then(() => this.#closed || this.backend!.free(buffer));
   }
 
   /** Gives the device back. Tensors on it can no longer be read. */

@@ -52,7 +52,8 @@ export class Plan {
     /** Places of numbers, with the words they fill. */
     readonly scalars: readonly { readonly place: number; readonly word: number }[],
     readonly results: readonly { readonly buffer: Buffer; readonly bytes: number }[],
-    readonly variables: ReadonlySet<Variable>,
+    /** The `uid`s of variables it is bound to. A plan holds none of them alive. */
+    readonly variables: ReadonlySet<number>,
     readonly pool: readonly PoolBuffer[],
   ) {}
 }
@@ -144,7 +145,7 @@ export function buildPlan(
   const bufferOf = new Map<Storage, Buffer>();
   const temporaries: Storage[] = [];
   const uploads: { place: number; storage: Storage }[] = [];
-  const variables = new Set<Variable>();
+  const variables = new Set<number>();
   const seen = new Set<Storage>();
   const touch = (storage: Storage): void => {
     if (seen.has(storage)) return;
@@ -157,10 +158,10 @@ export function buildPlan(
     const target = places.variableOf.get(storage);
     const value = storage.node?.value ?? null;
     if (target) {
-      variables.add(target);
+      variables.add(target.uid);
       bufferOf.set(storage, target.allocate());
     } else if (value?.kind === "variable") {
-      variables.add(value.variable);
+      variables.add(value.variable.uid);
       bufferOf.set(storage, value.variable.allocate());
     } else {
       if (storage.kind === "upload") {

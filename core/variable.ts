@@ -29,14 +29,18 @@ interface Memory {
   buffer: Buffer | null;
 }
 
-// Memory of variables that nobody holds any more. A convenience: `dispose()` does not wait for it.
-const unheld = new FinalizationRegistry<{ device: Device; memory: Memory }>(
-  ({ device, memory }) => {
-    const { buffer } = memory;
-    memory.buffer = null;
-    if (buffer) device.afterwards(() => device.backend!.free(buffer));
-  },
-);
+/** What is left to free of a variable that nobody holds any more. */
+interface Remains {
+  readonly device: Device;
+  readonly memory: Memory;
+  readonly uid: number;
+}
+
+// A convenience: `dispose()` does not wait for the garbage collector.
+const unheld = new FinalizationRegistry<Remains>(({ device, memory, uid }) => {
+  device.release(uid, memory.buffer);
+  memory.buffer = null;
+});
 
 /**
  * A tensor that holds memory and can be assigned to.
@@ -73,7 +77,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     this.#device = value.device;
     this.#requiresGrad = false;
     if (options.requiresGrad) this.requiresGrad = true;
-    unheld.register(this, { device: this.#device, memory: this.#memory }, this);
+    unheld.register(this, { device: this.#device, memory: this.#memory, uid: this.uid }, this);
     if (this.#device.backend === null) return;
     const known = value.node.value;
     if (known?.kind === "host") this.#device.backend.write(this.allocate(), known.data);
@@ -295,11 +299,10 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     this.#gradMemory?.dispose();
     this.#gradMemory = null;
     this.#grad = null;
-    this.#device.release(this as unknown as Variable);
-    const { buffer } = this.#memory;
+    this.#device.assignments.delete(this as unknown as Variable);
+    this.#device.release(this.uid, this.#memory.buffer);
     this.#memory.buffer = null;
     unheld.unregister(this);
-    if (buffer) this.#device.afterwards(() => this.#device.backend!.free(buffer));
   }
 
   /** As {@linkcode dispose}. */

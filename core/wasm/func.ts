@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Code, i32, type Int, int, Local, unsigned, type ValueType } from "./code.ts";
+import { type Code, i32, type Int, int, Local, unsigned, type ValueType } from "./code.ts";
 
 const TYPE: Record<ValueType, number> = { i32: 0x7f, i64: 0x7e, f32: 0x7d, f64: 0x7c, v128: 0x7b };
 
