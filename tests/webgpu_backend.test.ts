@@ -41,6 +41,40 @@ gpuTest("pointwise: fused arithmetic over broadcast, transposed and bounded load
   await compare(loop([5, 3, 4], 0, body, ["f32", "f32", "f32"]), [60, 12, 7], 60);
 });
 
+gpuTest("pointwise: in vectors of four", async () => {
+  const shape = [30, 9, 64]; // 17,280 elements
+  const count = 30 * 9 * 64;
+  const dtypes = ["f32", "f16", "bf16", "i32", "u32", "bool"] as const;
+  const all = dtypes.map((dtype, i) => load(dtype, i, [576, 64, 1]));
+  const [f, h, b, i, u, t] = all;
+  const bounded = load("f32", 0, [576, 64, 1], -576, [{ dim: 0, low: 1, high: 30 }]);
+  const row = load("f32", 6, [0, 0, 1]), column = load("f32", 6, [9, 1, 0]);
+  const transposed = load("f32", 7, [1, 30, 270]);
+  const column2: Expr = { kind: "index", type: "i32", dim: 2 };
+  const floats = [h, b, cast(i, "f32"), cast(u, "f32"), bounded, row, column, transposed];
+  const body = select(t, floats.reduce((x, y) => apply("add", x, y), f), cast(column2, "f32"));
+  const inputs: DType[] = [...dtypes, "f32", "f32"];
+  const lengths = inputs.map(() => count);
+  for (const output of ["f32", "f16", "bf16"] as const) {
+    await compare(loop(shape, 0, body, inputs, output), lengths, count);
+  }
+  await compare(loop(shape, 0, apply("gt", f, row), inputs, "bool"), lengths, count);
+  for (const dtype of ["f32", "bf16"] as const) {
+    const x = load(dtype, 0, [1]);
+    const kernel = { ...loop([count], 0, apply("mul", x, x), [dtype], dtype), inPlace: 0 };
+    await compare(kernel, [count], count);
+  }
+  // In place over bits of another type, and through a scalar into a larger buffer.
+  const bits = apply("xor", load("i32", 0, [1]), constant("i32", 5));
+  await compare({ ...loop([count], 0, bits, ["i32"], "i32"), inPlace: 0 }, [count], count);
+  const moved = {
+    ...loop([270, 64], 0, load("f32", 0, [64, 1]), ["f32"]),
+    scalars: ["i32"] as const,
+    write: { strides: [128, 1], offset: 64, slot: 0, stride: 128 },
+  };
+  await compare(moved, [count], 128 * 275, { scalars: [3] });
+});
+
 gpuTest("pointwise: scalars and coordinates", async () => {
   const x = load("f32", 0, [1]);
   const row: Expr = { kind: "index", type: "i32", dim: 0 };

@@ -136,6 +136,7 @@ class WebGpuProgram implements Program {
   readonly #submissions: Command[][] = [[]];
   readonly #labels: readonly string[];
   readonly #scalars: WebGpuBuffer | null = null;
+  #settled = false;
   #disposed = false;
 
   constructor(backend: WebGpuBackend, steps: readonly Step[], scalarWords: number) {
@@ -239,7 +240,10 @@ class WebGpuProgram implements Program {
       });
       staging.drain();
     });
-    await errors.settle();
+    // Errors of compiling and binding are waited for once. Those of a run itself are thrown by its
+    // fetch or by the next run: in a browser each wait is a trip to another process.
+    if (!this.#settled) await errors.settle();
+    this.#settled = true;
     return {
       fetch: async () => {
         errors.check();

@@ -5,7 +5,7 @@
  */
 
 import type { Register } from "../dtype.ts";
-import type { Apply, Bound, Expr } from "../expr.ts";
+import type { Apply, Bound, Expr, Load } from "../expr.ts";
 import type { WgslArray, WgslModule } from "./module.ts";
 
 /** What an expression's leaves stand for. */
@@ -13,6 +13,8 @@ export interface ExprEnvironment {
   /** An i32 variable. */
   readonly coordinate: (dim: number) => string;
   readonly array: (input: number) => WgslArray;
+  /** A variable that holds the load already; null: it is to be read here. */
+  readonly load?: (load: Load) => string | null;
   /** The value of {@linkcode Acc}. */
   readonly acc?: string;
 }
@@ -58,7 +60,8 @@ function literalI32(v: number): string {
   return v < 0 ? `(${v})` : `${v}`;
 }
 
-function boundText(bound: Bound, coordinate: (dim: number) => string): string {
+/** Whether the coordinate is within `bound`. */
+export function boundText(bound: Bound, coordinate: (dim: number) => string): string {
   const c = coordinate(bound.dim);
   return `(${c} >= ${literalI32(bound.low)} && ${c} < ${literalI32(bound.high)})`;
 }
@@ -124,7 +127,7 @@ export function emitExpr(
         if (environment.acc === undefined) throw new Error("expression: acc outside an epilogue");
         return environment.acc;
       case "load":
-        return guarded(
+        return environment.load?.(e) ?? guarded(
           e.input,
           e.type,
           addressOf(e.strides, e.offset, environment.coordinate),

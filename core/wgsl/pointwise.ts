@@ -11,6 +11,7 @@ import { addressOf, emitExpr } from "./expr.ts";
 import { type WgslArray, WgslModule } from "./module.ts";
 import { dispatchOf, type WgslProgram, type WgslSource, type WgslTarget } from "./program.ts";
 import { collapse, contiguousStrides, coordinatesOf, countOf } from "./space.ts";
+import { vectorWgsl } from "./vectors.ts";
 
 /** The inputs of a kernel, bound when an expression first reads them. */
 export class WgslInputs {
@@ -70,6 +71,8 @@ export function pointwiseWgsl(
     body: kernel.body,
     write: kernel.write.strides,
   });
+  const vectors = vectorWgsl(kernel, space, aliases, target);
+  if (vectors) return vectors;
   const { shape, body } = space;
   const module = new WgslModule(target, kernel.scalars);
   const narrow = bytesOf(kernel.output) === 2;
