@@ -201,13 +201,13 @@ class NestEmitter {
         rest = f.let(i32.div_u(rest, n));
         return digit;
       };
-      const from = f.let(mul(split(tiles), tile));
       // The outermost digit needs no division.
       const dims = [...outer].reverse();
       dims.forEach((d, i) => {
-        const whole = i === dims.length - 1 && chunks === 1;
+        const whole = i === dims.length - 1 && chunks === 1 && tiles === 1;
         this.#body.coordinates[d] = whole ? rest : split(kernel.shape[d]);
       });
+      const from = f.let(tiles === 1 ? 0 : mul(chunks === 1 ? rest : split(tiles), tile));
       this.#chunk = chunks > 1 ? rest : null;
       this.#body.enter(1);
       const terms = outer.map((d) =>
@@ -345,6 +345,8 @@ class Sums {
   readonly #combine: "sum" | "prod" | "max" | "min";
   readonly #type: Register;
   readonly #lanes: readonly Local[];
+  /** Lanes that have seen a NaN: extremes of f32 are found by instructions that pass it over. */
+  readonly #nans: readonly Local[];
   /** The f64 sums of the low and of the high lanes. */
   readonly #low: readonly Local[];
   readonly #high: readonly Local[];
@@ -365,14 +367,23 @@ class Sums {
     const each = nest.terms / nest.chunks / (nest.across ? 4 * count : 1);
     this.wide = this.#combine === "sum" && this.#type === "f32" &&
       (nest.wide || each > SEQUENTIAL);
+    const extreme = this.#type === "f32" && (this.#combine === "max" || this.#combine === "min");
+    this.#nans = extreme ? this.#lanes.map(() => f.let(v128.zero())) : [];
     const make = () => this.wide ? this.#lanes.map(() => f.let(v128.zero())) : [];
     this.#low = make();
     this.#high = make();
   }
 
   add(u: number, value: Code): void {
+    const f = this.#f;
     const lane = this.#lanes[u];
-    this.#f.set(lane, emitCombine(this.#combine, this.#type, lane, value));
+    if (this.#nans.length > 0) {
+      const x = f.let(value);
+      const fold = this.#combine === "max" ? f32x4.pmax : f32x4.pmin;
+      f.set(this.#nans[u], v128.or(this.#nans[u], f32x4.ne(x, x)));
+      return f.set(lane, fold(lane, x));
+    }
+    f.set(lane, emitCombine(this.#combine, this.#type, lane, value));
   }
 
   /** `value` in the first `left` lanes, else the neutral element. */
@@ -392,8 +403,15 @@ class Sums {
     });
   }
 
+  #markNans(): void {
+    this.#nans.forEach((nan, u) => {
+      this.#f.set(this.#lanes[u], v128.or(this.#lanes[u], nan));
+    });
+  }
+
   /** One vector of results for each accumulator. */
   result(): Code[] {
+    this.#markNans();
     if (!this.wide) return [...this.#lanes];
     this.flush();
     return this.#lanes.map((_, u) =>
@@ -408,6 +426,7 @@ class Sums {
   /** All accumulators and lanes combined, in lane 0, in a fixed order. */
   fold(): Code[] {
     const f = this.#f;
+    this.#markNans();
     if (this.wide) {
       this.flush();
       const parts = [...this.#low, ...this.#high];

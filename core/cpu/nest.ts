@@ -46,6 +46,8 @@ export interface Nest {
 const UNIT = 12000;
 /** Most units of a stage. */
 const UNITS = 64;
+/** Elements of a tile where an array is read or written across its lines. */
+const CROSSING = 32;
 /** A reduction to few outputs is cut into parts of at least this many terms. */
 const PART = 16384;
 
@@ -87,7 +89,10 @@ export function layOut(kernel: LoopKernel): Nest {
     if (chunks === 1) chunked = -1;
   }
   let tile = n;
-  if (!across) {
+  if (!across && crosses(kernel, nodes, vector)) {
+    // Short tiles, one row after the other: lines read across stay in the cache for the next rows.
+    tile = Math.min(n, Math.max(CROSSING, 4 * unroll));
+  } else if (!across) {
     const tiles = Math.min(UNITS, Math.ceil(cost / UNIT)) / (rows * chunks);
     const step = 4 * unroll;
     if (tiles > 1) tile = Math.max(16, Math.ceil(n / tiles / step) * step);
@@ -111,6 +116,17 @@ export function layOut(kernel: LoopKernel): Nest {
     wide: false,
     cost,
   };
+}
+
+/** Whether a pointwise kernel walks an array across its lines, while the rows walk along them. */
+function crosses(kernel: LoopKernel, nodes: readonly Expr[], vector: number): boolean {
+  if (kernel.reduced > 0) return false;
+  const next = vector === kernel.shape.length - 1 ? vector - 1 : kernel.shape.length - 1;
+  if (next < 0) return false;
+  const across = (strides: readonly number[]) =>
+    Math.abs(strides[next]) === 1 && Math.abs(strides[vector]) >= 16;
+  return across(kernel.write.strides) ||
+    nodes.some((e) => (e.kind === "load" || e.kind === "fetch") && across(e.strides));
 }
 
 /** Units for `rows` of equal work that cost so much together, and the rows of each. */

@@ -50,7 +50,7 @@ interface Wants {
 
 /** The program of attention's gradient. */
 export function backwardProgram(call: CallKernel): WasmProgram {
-  const layout = layoutOf(call);
+  const layout = layoutOf(call, 2);
   const { batches, heads, kvHeads, queries, keys, depth, block, blocks, line } = layout;
   if (batches * heads * depth === 0) return { stages: [], workspace: 0, scratch: 0 };
   const seen = layout.causal && queries > 1 ? keys / 2 + 1 : keys;

@@ -55,17 +55,21 @@ export interface Layout {
   /** Queries of a block. */
   readonly block: number;
   readonly blocks: number;
-  /** Scores of one query in scratch, in elements. */
+  /** Keys in whole panels. */
+  readonly padded: number;
+  /** From the scores of one query to those of the next in scratch, in elements. */
   readonly line: number;
 }
 
-/** Reads the layout of a call. */
-export function layoutOf(call: CallKernel): Layout {
+/** Reads the layout of a call that holds `buffers` arrays of scores at once. */
+export function layoutOf(call: CallKernel, buffers: number): Layout {
   const [q, k, v] = call.inputs;
   const [batches, heads, queries, depth] = q.shape;
   const keys = k.shape[2];
-  const line = Math.max(PANEL, parts(keys, PANEL) * PANEL);
-  const fit = Math.floor(SCORES / (4 * line) / TILE.rows) * TILE.rows;
+  const padded = Math.max(PANEL, parts(keys, PANEL) * PANEL);
+  // Lines a power of two apart would fall on the same few places of the cache.
+  const line = padded % 64 === 0 ? padded + 16 : padded;
+  const fit = Math.floor(SCORES / (4 * line * buffers) / TILE.rows) * TILE.rows;
   const block = Math.min(Math.max(TILE.rows, Math.min(QUERIES, fit)), Math.max(1, queries));
   return {
     batches,
@@ -83,6 +87,7 @@ export function layoutOf(call: CallKernel): Layout {
     mask: call.attrs.masked === true ? call.inputs[3] : null,
     block,
     blocks: parts(queries, block),
+    padded,
     line,
   };
 }
@@ -115,8 +120,8 @@ export function keyRange(
 }
 
 /** Bytes of the panels of one operand, all heads. */
-export function panelBytes({ batches, kvHeads, line, depth }: Layout): number {
-  return 4 * batches * kvHeads * line * depth;
+export function panelBytes({ batches, kvHeads, padded, depth }: Layout): number {
+  return 4 * batches * kvHeads * padded * depth;
 }
 
 /** Address of the panels of a head. */
@@ -124,19 +129,19 @@ export function panelsOf(f: KernelFunc, layout: Layout, which: number, head: Cod
   return add(
     f.workspace(),
     which * panelBytes(layout),
-    mul(head, 4 * layout.line * layout.depth),
+    mul(head, 4 * layout.padded * layout.depth),
   );
 }
 
 /** Packs keys (and values): panels [depth, 8] that a tile of scores takes as its right side. */
 export function packStage(layout: Layout, operands: readonly number[]): WasmStage {
-  const { batches, kvHeads, keys, depth, line } = layout;
-  const panels = line / PANEL;
+  const { batches, kvHeads, keys, depth, padded } = layout;
+  const panels = padded / PANEL;
   const each = Math.max(1, Math.min(panels, Math.floor(32768 / (32 * depth))));
   const blocks = parts(panels, each);
   return {
     units: operands.length * batches * kvHeads * blocks,
-    cost: operands.length * batches * kvHeads * line * depth * 0.7,
+    cost: operands.length * batches * kvHeads * padded * depth * 0.7,
     build: (f) => {
       const block = f.let(i32.rem_u(f.unit, blocks));
       const rest = f.let(i32.div_u(f.unit, blocks));

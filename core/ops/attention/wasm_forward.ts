@@ -42,7 +42,7 @@ const FEW = 4;
 
 /** The program of attention. */
 export function forwardProgram(call: CallKernel): WasmProgram {
-  const layout = layoutOf(call);
+  const layout = layoutOf(call, 1);
   const { batches, heads, queries, keys, depth, block, blocks, line } = layout;
   if (batches * heads * queries * depth === 0) return { stages: [], workspace: 0, scratch: 0 };
   const packed = queries > FEW;

@@ -20,10 +20,13 @@ import {
   type Int,
   type KernelFunc,
   least,
+  loadVector,
   type Local,
   mul,
   parts,
+  storeColumns,
   TILE,
+  v128,
   type WasmProgram,
   type WasmStage,
   type WasmTarget,
@@ -53,6 +56,9 @@ export function matmulWasm(call: CallKernel, _target: WasmTarget): WasmProgram {
     return { ...empty, stages: [dots(p)] };
   }
   const plain = p.a.dtype === "f32";
+  if (m <= 4 && plain && p.b.across === 1) {
+    return { ...empty, stages: [streams(p)] };
+  }
   if (m <= FEW && plain && p.b.across === 1) {
     return { ...empty, stages: [straight(p)] };
   }
@@ -139,13 +145,67 @@ function dots(p: Product): WasmStage {
   };
 }
 
+/**
+ * Very few rows of a against rows of b as they lie in memory: some rows of b at a time are read side
+ * by side from end to end, and added to the output.
+ */
+function streams(p: Product): WasmStage {
+  const { m, n, k, a, b } = p;
+  const bBytes = bytesOf(b.dtype);
+  const each = Math.min(n, Math.max(256, Math.ceil(n / 32 / 64) * 64));
+  const blocks = parts(n, each);
+  return {
+    units: p.batches * blocks,
+    cost: p.batches * n * k * Math.max(2 * m / SPEED, bBytes / 12),
+    build: (f) => {
+      const [batch, block] = digits(f, f.unit, [p.batches, blocks]);
+      const at = batchOffsets(f, p.outer, batch);
+      const first = f.let(mul(block, each));
+      const end = f.let(least(add(first, each), n));
+      const left = f.let(add(f.input(a.input), mul(add(at.a, a.offset), 4)));
+      const right = f.let(add(f.input(b.input), mul(add(at.b, b.offset), bBytes)));
+      const out = f.let(add(f.output(0), mul(batch, 4 * m * n)));
+      /** Adds \`deep\` steps of depth from \`depth\` on. */
+      const steps = (depth: Local, deep: number) => {
+        const factors = Array.from({ length: m * deep }, (_, i) => {
+          const [row, d] = [Math.floor(i / deep), i % deep];
+          const element = add(row * a.across, mul(add(depth, d), a.deep));
+          return f.let(v128.load32_splat(add(left, mul(element, 4))));
+        });
+        const base = f.let(add(right, mul(mul(depth, b.deep), bBytes)));
+        const columns = (column: Local, count: number) => {
+          const from = f.let(add(base, mul(column, bBytes)));
+          const to = f.let(add(out, mul(column, 4)));
+          const rows = Array.from(
+            { length: deep },
+            (_, d) => f.let(loadVector(f, b.dtype, add(from, d * b.deep * bBytes))),
+          );
+          for (let row = 0; row < m; row++) {
+            // The first steps have nothing to add to.
+            const sum = f.let(v128.zero());
+            f.if(depth, () => f.set(sum, v128.load(to, 4 * n * row)));
+            rows.forEach((x, d) => f.set(sum, f.vectors.madd(factors[row * deep + d], x, sum)));
+            storeColumns(f, to, sum, count, 4 * n * row);
+          }
+        };
+        const column = f.let(first);
+        f.upTo(column, add(end, -3), 4, () => columns(column, 4));
+        if (n % 4 !== 0) f.if(i32.lt_s(column, end), () => columns(column, n % 4));
+      };
+      const deep = Math.max(2, Math.floor(8 / m));
+      const depth = f.let(0);
+      f.upTo(depth, k - deep + 1, deep, () => steps(depth, deep));
+      if (k % deep !== 0) f.upTo(depth, k, 1, () => steps(depth, 1));
+    },
+  };
+}
+
 /** Tiles of few rows straight from the operands, where b's columns lie side by side. */
 function straight(p: Product): WasmStage {
   const { m, n, k, a, b } = p;
   const bBytes = bytesOf(b.dtype);
-  const rows = m <= 4 ? m : m <= 6 ? m : 4;
-  const wide = 4 * Math.max(1, Math.floor(12 / rows) - (rows <= 2 ? 2 : 0));
-  const columns = rows === 1 ? 32 : Math.min(wide, 16);
+  const rows = Math.min(m, TILE.rows);
+  const columns = TILE.columns;
   const each = Math.max(columns, Math.ceil(65536 / (k * bBytes) / columns) * columns);
   const blocks = parts(n, each);
   return {
