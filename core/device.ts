@@ -143,7 +143,15 @@ export class Device {
     const key = planKey(order, targets);
     let plan = this.replay ? this.#find(key) : null;
     if (!plan) {
-      plan = buildPlan(this, key, order, targets);
+      try {
+        plan = buildPlan(this, key, order, targets);
+      } catch (error) {
+        // What was assigned is still to be done: the caller may free memory and flush again.
+        for (const [variable, node] of assignments) {
+          if (!this.assignments.has(variable)) this.assignments.set(variable, node);
+        }
+        throw error;
+      }
       this.flushes.built++;
       this.#remember(plan);
     }
@@ -268,7 +276,7 @@ export class Device {
   takePool(bytes: readonly number[]): PoolBuffer[] {
     const backend = this.#need("plan");
     const taken = new Set<PoolBuffer>();
-    return bytes.map((need) => {
+    const take = (need: number): PoolBuffer => {
       let best: PoolBuffer | null = null;
       for (const candidate of this.#pool) {
         if (taken.has(candidate) || candidate.buffer.bytes < need) continue;
@@ -281,7 +289,22 @@ export class Device {
       best.users++;
       taken.add(best);
       return best;
-    });
+    };
+    try {
+      return bytes.map(take);
+    } catch (error) {
+      this.#leave(taken);
+      throw error;
+    }
+  }
+
+  /** Gives pool buffers back; those of no plan are freed. */
+  #leave(taken: Iterable<PoolBuffer>): void {
+    for (const entry of taken) {
+      if (--entry.users > 0) continue;
+      this.#pool = this.#pool.filter((p) => p !== entry);
+      this.backend!.free(entry.buffer);
+    }
   }
 
   #find(key: Int32Array): Plan | null {
@@ -319,11 +342,7 @@ export class Device {
 
   #forget(plan: Plan): void {
     plan.program.dispose();
-    for (const entry of plan.pool) {
-      if (--entry.users > 0) continue;
-      this.#pool = this.#pool.filter((p) => p !== entry);
-      this.backend!.free(entry.buffer);
-    }
+    this.#leave(plan.pool);
   }
 
   /**
