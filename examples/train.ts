@@ -58,7 +58,7 @@ const HELP = `Adapts stories15M, a small pretrained language model, to a text.
   --data FILE         .txt, or .jsonl with "text", or with "prompt"
                       and "completion", on each line                  (three plays by Shakespeare)
   --device NAME       auto, cpu or webgpu                             (auto)
-  --steps N           training steps                                  (150)
+  --steps N           training steps                                  (100)
   --batch N           sequences in a step                             (4)
   --seq N             tokens in a sequence, at most 256               (256)
   --lr X              learning rate                                   (0.003)
@@ -134,7 +134,7 @@ async function train(settings: Settings): Promise<number> {
   const text = pack(await tokenizeCached(documents, tokenizer), seq);
   const general = pack(await tokenizeCached(await generalText(), tokenizer), seq);
   const [trainText, heldOut] = splitTail(text, 0.05);
-  const [generalTrain, generalHeldOut] = splitTail(general, 0.02);
+  const [generalTrain, generalHeldOut] = splitTail(general, 0.01);
   const loader = new DataLoader(mix(trainText, generalTrain, settings.mix, seed), {
     batchSize: batch,
     seed,
@@ -384,7 +384,7 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     target: flags.target ?? "q_proj,k_proj,v_proj,o_proj",
     data: flags.data ?? "",
     device: word("device", ["auto", "cpu", "webgpu"]),
-    steps: whole("steps", 150, 1),
+    steps: whole("steps", 100, 1),
     batch: whole("batch", 4, 1),
     seq: whole("seq", 256, 2, 256),
     lr: number("lr", 0.003, 0),

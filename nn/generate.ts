@@ -13,6 +13,7 @@ import { checkSampling, sampleToken, type SamplingOptions } from "./sampling.ts"
 
 /** What generation needs of a model. */
 export interface GenerativeModel extends Module {
+  /** As in Hugging Face's `config.json`. */
   readonly config: {
     readonly max_position_embeddings: number;
     readonly eos_token_id?: number | readonly number[] | null;
@@ -22,6 +23,7 @@ export interface GenerativeModel extends Module {
   forward(ids: Tensor, options?: ForwardOptions): Tensor;
   /** [..., hidden] -> [..., V] */
   logits(hidden: Tensor): Tensor;
+  /** An empty cache for `batch` rows of `capacity` positions. */
   createCache(batch: number, capacity: number): KVCache;
 }
 

@@ -9,7 +9,9 @@ import type { SafetensorsDtype, SafetensorsInput } from "../core/safetensors.ts"
 
 /** Elements on the host, row-major. */
 export interface HostTensor {
+  /** Sizes of the dimensions. */
   readonly shape: Shape;
+  /** The elements. */
   readonly data: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
 }
 

@@ -50,6 +50,7 @@ export class Adam extends Optimizer {
     return false;
   }
 
+  /** Records the update of one parameter. */
   protected override update({ parameter, gradient, group, step, state, set }: UpdateContext): void {
     const { lr, weightDecay } = group;
     const [beta1, beta2] = this.#betas;
@@ -94,6 +95,7 @@ export class AdamW extends Adam {
     super(parameters, { weightDecay: 0.01, ...options });
   }
 
+  /** The decay acts on the parameter itself. */
   protected override get decoupled(): boolean {
     return true;
   }

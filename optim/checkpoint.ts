@@ -17,6 +17,7 @@ import type { Optimizer, OptimizerCounters, StateTensor } from "./optimizer.ts";
 export interface Checkpoint {
   /** The trained parameters by name. */
   readonly parameters: ReadonlyMap<string, Variable>;
+  /** What trains them. */
   readonly optimizer: Optimizer;
 }
 

@@ -9,6 +9,7 @@ import { internally, withoutGradients } from "../core/graph.ts";
 
 /** Parameters with settings of their own. */
 export interface ParameterGroup {
+  /** What is updated. */
   readonly parameters: readonly Variable[];
   /** Learning rate; default: the optimizer's. */
   readonly lr?: number;
@@ -18,8 +19,11 @@ export interface ParameterGroup {
 
 /** A group with its settings; `lr` may be changed between steps, as a schedule does. */
 export interface OptimizerGroup {
+  /** What is updated. */
   readonly parameters: readonly Variable[];
+  /** Learning rate. */
   lr: number;
+  /** Weight decay. */
   weightDecay: number;
 }
 
@@ -44,12 +48,15 @@ export interface OptimizerCounters {
 
 /** Elements on the host. */
 export interface StateTensor {
+  /** Sizes of the dimensions. */
   readonly shape: Shape;
+  /** The elements, row-major. */
   readonly data: Float32Array<ArrayBuffer>;
 }
 
 /** All of an optimizer's state, on the host, to the bit. */
 export interface OptimizerState {
+  /** The numbers. */
   readonly counters: OptimizerCounters;
   /** By name and the parameter's number: "exp_avg.0". */
   readonly tensors: ReadonlyMap<string, StateTensor>;
@@ -57,6 +64,7 @@ export interface OptimizerState {
 
 /** Base of all optimizers. */
 export abstract class Optimizer {
+  /** The groups of parameters, with settings that may be changed between steps. */
   readonly groups: readonly OptimizerGroup[];
   readonly #parameters: readonly Variable[];
   readonly #device: Device;
@@ -222,8 +230,11 @@ export abstract class Optimizer {
 
 /** What {@linkcode Optimizer} hands to the update of one parameter. */
 export interface UpdateContext {
+  /** What is updated. */
   readonly parameter: Variable;
+  /** Its gradient. */
   readonly gradient: Variable;
+  /** The settings of its group. */
   readonly group: OptimizerGroup;
   /** Number of this parameter's step, from 1. */
   readonly step: number;

@@ -65,6 +65,7 @@ export class SGD extends Optimizer {
     }
   }
 
+  /** Records the update of one parameter. */
   protected override update({ parameter, gradient, group, step, state, set }: UpdateContext): void {
     const g = group.weightDecay === 0 ? gradient : gradient.add(parameter.mul(group.weightDecay));
     let direction = g;

@@ -34,25 +34,31 @@ export interface LoraConfig {
   readonly init_lora_weights?: boolean | "gaussian";
   /** Where the base model came from. */
   readonly base_model_name_or_path?: string | null;
+  /** Such as "CAUSAL_LM"; only for those who read the file. */
   readonly task_type?: string | null;
   /** What else the file held; written back as it was. */
   readonly [key: string]: unknown;
 }
 
 /** A configuration with nothing left open. */
-export interface ResolvedLoraConfig extends LoraConfig {
-  readonly r: number;
-  readonly lora_alpha: number;
-  readonly lora_dropout: number;
-  readonly target_modules: string | readonly string[] | null;
-  readonly exclude_modules: string | readonly string[] | null;
-  readonly layers_to_transform: number | readonly number[] | null;
-  readonly layers_pattern: string | readonly string[] | null;
-  readonly rank_pattern: Readonly<Record<string, number>>;
-  readonly alpha_pattern: Readonly<Record<string, number>>;
-  readonly use_rslora: boolean;
-  readonly init_lora_weights: boolean | "gaussian";
-}
+export type ResolvedLoraConfig =
+  & LoraConfig
+  & Required<
+    Pick<
+      LoraConfig,
+      | "r"
+      | "lora_alpha"
+      | "lora_dropout"
+      | "target_modules"
+      | "exclude_modules"
+      | "layers_to_transform"
+      | "layers_pattern"
+      | "rank_pattern"
+      | "alpha_pattern"
+      | "use_rslora"
+      | "init_lora_weights"
+    >
+  >;
 
 /** Every key that PEFT writes for LORA, with its default. */
 const DEFAULTS: Readonly<Record<string, unknown>> = {

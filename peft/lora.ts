@@ -15,6 +15,7 @@ export class LoraAdapter extends Adapter {
   lora_A: Linear;
   /** [out, r] */
   lora_B: Linear;
+  /** Before A. */
   dropout: Dropout;
   /** α / r, or α / √r. */
   readonly scale: number;

@@ -14,9 +14,13 @@ const DEFAULT_TARGETS: Readonly<Record<string, readonly string[]>> = {
 
 /** A layer to adapt. */
 export interface Target {
+  /** Where it stands in the model. */
   readonly path: string;
+  /** The layer there. */
   readonly layer: Linear;
+  /** Rank. */
   readonly r: number;
+  /** α */
   readonly alpha: number;
 }
 

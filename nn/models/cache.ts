@@ -8,6 +8,7 @@ import { Variable, zeros } from "../../core/mod.ts";
 
 /** Sizes of a {@linkcode KVCache}. */
 export interface KVCacheOptions {
+  /** Blocks of the model. */
   readonly layers: number;
   /** Rows decoded together. */
   readonly batch: number;
@@ -28,7 +29,9 @@ export class KVCache {
   readonly keys: Variable[];
   /** One for each layer, [B, Hkv, capacity, D]. */
   readonly values: Variable[];
+  /** Rows. */
   readonly batch: number;
+  /** Positions there is room for. */
   readonly capacity: number;
   /** Positions written so far. */
   length = 0;

@@ -53,19 +53,26 @@ export type LanguageBatch =
   };
 
 /** What every layer shares in one pass. */
-interface Pass {
-  /** [T, D/2] or [B, 1, T, D/2] */
+export interface LlamaPass {
+  /** Cosines of the rotary angles, [T, D/2] or [B, 1, T, D/2]. */
   readonly cos: Tensor;
+  /** Their sines. */
   readonly sin: Tensor;
+  /** As in {@linkcode ForwardOptions}. */
   readonly mask?: Tensor;
+  /** As in {@linkcode ForwardOptions}. */
   readonly cache?: KVCache;
 }
 
 /** Multi-head attention with rotary positions and grouped queries. */
 export class LlamaAttention extends Module {
+  /** Queries: [H·D, hidden] */
   q_proj: Linear;
+  /** Keys: [Hkv·D, hidden] */
   k_proj: Linear;
+  /** Values: [Hkv·D, hidden] */
   v_proj: Linear;
+  /** Output: [hidden, H·D] */
   o_proj: Linear;
   readonly #config: ResolvedLlamaConfig;
   readonly #layer: number;
@@ -84,7 +91,7 @@ export class LlamaAttention extends Module {
   }
 
   /** [B, T, hidden] -> [B, T, hidden] */
-  forward(x: Tensor, { cos, sin, mask, cache }: Pass): Tensor {
+  forward(x: Tensor, { cos, sin, mask, cache }: LlamaPass): Tensor {
     const [b, t] = x.shape;
     const { num_attention_heads: h, num_key_value_heads: hkv, head_dim: d } = this.#config;
     const heads = (y: Tensor, n: number): Tensor => y.reshape(b, t, n, d).permute(0, 2, 1, 3);
@@ -105,8 +112,11 @@ export class LlamaAttention extends Module {
 
 /** The gated feed-forward layer, SwiGLU (Shazeer 2020). */
 export class LlamaMLP extends Module {
+  /** [inner, hidden] */
   gate_proj: Linear;
+  /** [inner, hidden] */
   up_proj: Linear;
+  /** [hidden, inner] */
   down_proj: Linear;
 
   /** Fresh weights. */
@@ -127,9 +137,13 @@ export class LlamaMLP extends Module {
 
 /** One block: attention and feed-forward, each after a norm and around a residual. */
 export class LlamaDecoderLayer extends Module {
+  /** Attention. */
   self_attn: LlamaAttention;
+  /** Feed-forward. */
   mlp: LlamaMLP;
+  /** Before attention. */
   input_layernorm: RMSNorm;
+  /** Before feed-forward. */
   post_attention_layernorm: RMSNorm;
 
   /** Number `layer`, from 0. */
@@ -142,7 +156,7 @@ export class LlamaDecoderLayer extends Module {
   }
 
   /** [B, T, hidden] -> [B, T, hidden] */
-  forward(x: Tensor, pass: Pass): Tensor {
+  forward(x: Tensor, pass: LlamaPass): Tensor {
     const h = x.add(this.self_attn.forward(this.input_layernorm.forward(x), pass));
     return h.add(this.mlp.forward(this.post_attention_layernorm.forward(h)));
   }
@@ -150,8 +164,11 @@ export class LlamaDecoderLayer extends Module {
 
 /** Embedding, blocks and final norm. */
 export class LlamaModel extends Module {
+  /** [V, hidden] */
   embed_tokens: Embedding;
+  /** The blocks, in order. */
   layers: LlamaDecoderLayer[];
+  /** After the last block. */
   norm: RMSNorm;
   /** Whether blocks are computed again in backward rather than held: less memory, more time. */
   gradientCheckpointing = false;
@@ -188,7 +205,7 @@ export class LlamaModel extends Module {
           `${before} are taken; got tokens [${b}, ${t}]`,
       );
     }
-    const pass: Pass = { ...this.#rotations(b, t, before, positions), mask, cache };
+    const pass: LlamaPass = { ...this.#rotations(b, t, before, positions), mask, cache };
     let x = this.embed_tokens.forward(ids); // [B, T, hidden]
     for (const layer of this.layers) {
       x = this.gradientCheckpointing && this.training && !cache
@@ -264,7 +281,9 @@ export class LlamaModel extends Module {
  * ```
  */
 export class LlamaForCausalLM extends Module {
+  /** All but the output layer. */
   model: LlamaModel;
+  /** [V, hidden] */
   lm_head: Linear;
   readonly #config: ResolvedLlamaConfig;
 

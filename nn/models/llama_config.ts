@@ -8,19 +8,29 @@
 export type RopeScaling =
   | { readonly rope_type: "linear"; readonly factor: number }
   | {
+    /** As Llama 3.1. */
     readonly rope_type: "llama3";
+    /** How many times longer the context gets. */
     readonly factor: number;
+    /** Pairs that turn around fewer times in the original context are stretched by the whole factor. */
     readonly low_freq_factor: number;
+    /** Pairs that turn around more often are left alone. */
     readonly high_freq_factor: number;
+    /** The original context. */
     readonly original_max_position_embeddings: number;
   };
 
 /** Sizes and settings of a Llama; the names are those of `config.json`. */
 export interface LlamaConfig {
+  /** Tokens in the vocabulary. */
   readonly vocab_size: number;
+  /** Size of the hidden states. */
   readonly hidden_size: number;
+  /** Inner size of the feed-forward layers. */
   readonly intermediate_size: number;
+  /** Blocks. */
   readonly num_hidden_layers: number;
+  /** Heads of queries. */
   readonly num_attention_heads: number;
   /** Heads of keys and values; default: as many as of queries. */
   readonly num_key_value_heads?: number;
@@ -32,33 +42,44 @@ export interface LlamaConfig {
   readonly rms_norm_eps?: number;
   /** Default 10000. */
   readonly rope_theta?: number;
+  /** Default: none. */
   readonly rope_scaling?: RopeScaling | null;
   /** Whether the output layer is the embedding. Default false. */
   readonly tie_word_embeddings?: boolean;
+  /** Whether the four projections of attention have a bias. Default false. */
   readonly attention_bias?: boolean;
+  /** Whether the feed-forward layers have a bias. Default false. */
   readonly mlp_bias?: boolean;
   /** Standard deviation of a fresh model's weights. Default 0.02. */
   readonly initializer_range?: number;
+  /** The token that begins a text. */
   readonly bos_token_id?: number | null;
+  /** The tokens that end one: generation stops there. */
   readonly eos_token_id?: number | readonly number[] | null;
+  /** The token that fills up a batch. */
   readonly pad_token_id?: number | null;
   /** What else `config.json` holds. */
   readonly [key: string]: unknown;
 }
 
 /** A configuration with nothing left open. */
-export interface ResolvedLlamaConfig extends LlamaConfig {
-  readonly num_key_value_heads: number;
-  readonly head_dim: number;
-  readonly max_position_embeddings: number;
-  readonly rms_norm_eps: number;
-  readonly rope_theta: number;
-  readonly rope_scaling: RopeScaling | null;
-  readonly tie_word_embeddings: boolean;
-  readonly attention_bias: boolean;
-  readonly mlp_bias: boolean;
-  readonly initializer_range: number;
-}
+export type ResolvedLlamaConfig =
+  & LlamaConfig
+  & Required<
+    Pick<
+      LlamaConfig,
+      | "num_key_value_heads"
+      | "head_dim"
+      | "max_position_embeddings"
+      | "rms_norm_eps"
+      | "rope_theta"
+      | "rope_scaling"
+      | "tie_word_embeddings"
+      | "attention_bias"
+      | "mlp_bias"
+      | "initializer_range"
+    >
+  >;
 
 /**
  * Fills in Hugging Face's defaults and checks the sizes. Takes a parsed `config.json`, of transformers

@@ -8,7 +8,7 @@ import {
   decodeKey,
   inject,
   loadAdapter,
-  LoraLinear,
+  type LoraLinear,
   mergeAdapters,
   removeAdapters,
   saveAdapter,

@@ -25,7 +25,7 @@ interface Run {
 }
 
 /** A tiny Llama, LoRA with dropout on attention and the rest frozen, or all of it trained. */
-async function start(device: Device, method: "lora" | "full"): Promise<Run> {
+function start(device: Device, method: "lora" | "full"): Run {
   manualSeed(5);
   const model = new LlamaForCausalLM({
     vocab_size: 61,
@@ -85,10 +85,10 @@ async function start(device: Device, method: "lora" | "full"): Promise<Run> {
 
 for (const method of ["lora", "full"] as const) {
   forEachDevice(`trajectory: ${method} on every device as on cpu`, async (device) => {
-    const losses = await (await start(device, method)).steps(STEPS);
+    const losses = await start(device, method).steps(STEPS);
     assert(losses[STEPS - 1] < losses[0] - 0.3, `it learns: ${losses}`);
     const cpu = await init({ device: "cpu" });
-    const expected = await (await start(cpu, method)).steps(STEPS);
+    const expected = await start(cpu, method).steps(STEPS);
     await cpu.close();
     losses.forEach((loss, i) => {
       assert(Math.abs(loss - expected[i]) < 1e-3, `step ${i + 1}: ${loss}, on cpu ${expected[i]}`);
@@ -96,18 +96,18 @@ for (const method of ["lora", "full"] as const) {
   });
 
   forEachDevice(`trajectory: ${method} is the same to the bit without replay`, async (device) => {
-    const replayed = await (await start(device, method)).steps(8);
+    const replayed = await start(device, method).steps(8);
     device.replay = false;
-    assertEquals(await (await start(device, method)).steps(8), replayed);
+    assertEquals(await start(device, method).steps(8), replayed);
   });
 
   forEachDevice(`trajectory: ${method} resumed is the unbroken run to the bit`, async (device) => {
     const path = `${await Deno.makeTempDir()}/state.safetensors`;
-    const unbroken = await (await start(device, method)).steps(12);
-    const first = await start(device, method);
+    const unbroken = await start(device, method).steps(12);
+    const first = start(device, method);
     const losses = await first.steps(5);
     await first.save(path);
-    const second = await start(device, method);
+    const second = start(device, method);
     await second.load(path);
     assertEquals([...losses, ...await second.steps(7)], unbroken);
     await Deno.remove(path);
