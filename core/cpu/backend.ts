@@ -45,32 +45,34 @@ class CpuBuffer implements Buffer {
 }
 
 /** Opens the cpu backend. */
-export function createCpuBackend(options: CpuOptions = {}): Promise<Backend> {
+// deno-lint-ignore require-await -- so that what it throws rejects.
+export async function createCpuBackend(options: CpuOptions = {}): Promise<Backend> {
   const zero = v128.zero();
   if (!validates(f32x4.add(zero, zero))) {
-    return Promise.reject(new Error("cpu: this runtime has no WASM SIMD, which the backend needs"));
+    throw new Error("cpu: this runtime has no WASM SIMD, which the backend needs");
   }
   const relaxed = validates(f32x4.relaxed_madd(zero, zero, zero));
   const threads = Math.max(1, Math.floor(options.threads ?? defaultThreads()));
-  return Promise.resolve(new CpuBackend(threads, relaxed));
+  return new CpuBackend(threads, relaxed);
 }
 
 /** GRAFT_THREADS, or the number of cores. */
 function defaultThreads(): number {
   const { Deno, navigator } = globalThis as unknown as {
-    Deno?: { env: { get(name: string): string | undefined } };
+    Deno?: {
+      env: { get(name: string): string | undefined };
+      permissions: { querySync(what: { name: "env"; variable: string }): { state: string } };
+    };
     navigator?: { hardwareConcurrency?: number };
   };
-  let named: string | undefined;
-  try {
-    named = Deno?.env.get("GRAFT_THREADS");
-  } catch {
-    // The environment may not be read: that is no reason to fail.
-  }
+  const variable = "GRAFT_THREADS";
+  // Asking for leave to read the environment would stop the program with a prompt.
+  const readable = Deno?.permissions.querySync({ name: "env", variable }).state === "granted";
+  const named = readable ? Deno?.env.get(variable) : undefined;
   if (named !== undefined && named !== "") {
     const n = Number(named);
     if (Number.isInteger(n) && n > 0) return n;
-    throw new Error(`GRAFT_THREADS: needs a whole number above 0; got "${named}"`);
+    throw new Error(`${variable}: needs a whole number above 0; got "${named}"`);
   }
   return navigator?.hardwareConcurrency ?? 1;
 }

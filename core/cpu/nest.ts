@@ -47,7 +47,7 @@ const UNIT = 12000;
 /** Most units of a stage. */
 const UNITS = 64;
 /** Elements of a tile where an array is read or written across its lines. */
-const CROSSING = 32;
+const CROSSING = 8;
 /** A reduction to few outputs is cut into parts of at least this many terms. */
 const PART = 16384;
 

@@ -110,10 +110,9 @@ export function schedulerModule(memory: MemoryType, mayBlock: boolean): Uint8Arr
 
   module.func(["i32", "i32"], (f) => {
     const [list, count] = f.params;
-    const stage = f.let(list);
-    const end = f.let(add(list, mul(count, 4 * STAGE.words)));
     const scratch = f.let(i32.load(CONTROL.scratch));
-    f.upTo(stage, end, 4 * STAGE.words, () => {
+    f.for(0, count, 1, (i) => {
+      const stage = f.let(add(list, mul(i, 4 * STAGE.words)));
       f.store(CONTROL.at, stage);
       const units = f.let(word(stage, STAGE.units));
       f.if(word(stage, STAGE.parallel), () => {
@@ -196,7 +195,7 @@ function awaitUnits(f: Func, units: Local, mayBlock: boolean): void {
     f.set(rounds, add(rounds, 1));
     f.if(i32.gt_u(rounds, SPIN), () => {
       f.storeAtomic(CONTROL.waiting, 1);
-      // A unit done before `waiting` was set is found by the next round, a millisecond on.
+      // A unit done since the look at `done` makes the wait return at once.
       f.drop(atomic.wait(CONTROL.done, done, 1000000));
       f.storeAtomic(CONTROL.waiting, 0);
       f.set(sleeps, add(sleeps, 1));
