@@ -58,7 +58,7 @@ function startHelper(failed: (error: unknown) => void): Helper {
   }
   const receive = `(h) => { self.onmessage = (e) => h(e.data); }`;
   const url = URL.createObjectURL(new Blob([code(receive)], { type: "text/javascript" }));
-  const worker = new Worker(url);
+  const worker = new Worker(url, { type: "module" });
   worker.onerror = (event) => failed(event.message);
   return {
     post: (message) => worker.postMessage(message),
