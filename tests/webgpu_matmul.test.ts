@@ -101,6 +101,13 @@ for (const asGpu of [false, true]) {
     close(got, oracle(a, b), 1e-5);
   });
 
+  gpuTest(`matmul: enough work for the largest tile in registers, ${where}`, async () => {
+    const a = operand([70, 3601]), b = operand([3601, 140], [1, 0]);
+    const outputs = [{ shape: [70, 140] }];
+    const [got] = await runCall({ wgsl: matmulWgsl, inputs: [a, b], outputs, asGpu });
+    close(got, oracle(a, b), 1e-4);
+  });
+
   gpuTest(`matmul: an epilogue with bias and residual, ${where}`, async () => {
     for (const [m, k, n] of [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]]) {
       for (const dtype of ["f32", "bf16"] as const) {

@@ -12,6 +12,9 @@ import { type Product, sideFunctions, sinkOf, storeTile } from "./wgsl_product.t
 // Invocations of a workgroup: the driver's vector width, so that the rows of A are the same for all.
 const LANES = 8;
 
+// Multiplications from which on a product counts as large.
+const LARGE = 2 ** 25;
+
 /** The pass, and into how many chunks it cuts K. */
 export function registerTile(
   product: Product,
@@ -21,8 +24,10 @@ export function registerTile(
   const { m, n, k, a, b, batch } = product;
   // Few columns: the lanes go along the rows instead.
   const tall = n <= 16 && m > n;
-  const rows = tall ? Math.min(4, m) : m >= 8 ? 8 : m >= 4 ? 4 : m;
-  const vectors = n > 32 || tall && n > 4 ? 2 : 1;
+  // A larger tile reads less and takes longer to compile: it has to be worth it.
+  const large = m >= 64 && n >= 128 && countOf(batch) * m * n * k >= LARGE;
+  const rows = tall ? Math.min(4, m) : large ? 16 : m >= 8 ? 8 : m >= 4 ? 4 : m;
+  const vectors = large ? 4 : n > 32 || tall && n > 4 ? 2 : 1;
   const [blockM, blockN] = tall ? [rows * LANES, vectors * 4] : [rows, vectors * 4 * LANES];
   const tilesM = Math.ceil(m / blockM), tilesN = Math.ceil(n / blockN);
   const tiles = countOf(batch) * tilesM * tilesN;
