@@ -57,10 +57,8 @@ export class Adam extends Optimizer {
     const penalty = weightDecay !== 0 && !this.decoupled;
     const g = penalty ? gradient.add(parameter.mul(weightDecay)) : gradient;
     const first = state("exp_avg"), second = state("exp_avg_sq");
-    const m = first.mul(beta1).add(g.mul(1 - beta1));
-    const v = second.mul(beta2).add(g.square().mul(1 - beta2));
-    set(first, m);
-    set(second, v);
+    const m = set(first, first.mul(beta1).add(g.mul(1 - beta1)));
+    const v = set(second, second.mul(beta2).add(g.square().mul(1 - beta2)));
     // The corrections are numbers of this step: data of the plan, not structure.
     const stepSize = lr / (1 - beta1 ** step);
     const denominator = v.sqrt().div(Math.sqrt(1 - beta2 ** step)).add(this.#eps);

@@ -129,8 +129,10 @@ export abstract class Optimizer {
    */
   async step(options: StepOptions = {}): Promise<void> {
     const { when } = options;
-    const set = (variable: Variable, value: Tensor): void => {
-      variable.assign(when ? where(when, value, variable) : value);
+    const set = (variable: Variable, value: Tensor): Tensor => {
+      const result = when ? where(when, value, variable) : value;
+      variable.assign(result);
+      return result;
     };
     internally(() =>
       withoutGradients(() => {
@@ -240,8 +242,8 @@ export interface UpdateContext {
   readonly step: number;
   /** A variable of the parameter's shape that starts as 0 and lasts. */
   state(name: string): Variable;
-  /** Assigns, where the step takes place. */
-  set(variable: Variable, value: Tensor): void;
+  /** Assigns, where the step takes place; gives what the variable then holds. */
+  set(variable: Variable, value: Tensor): Tensor;
 }
 
 /** Returns `value`, or throws where it is negative or not a number. */

@@ -73,8 +73,7 @@ export class SGD extends Optimizer {
       const buffer = state("momentum_buffer");
       // Dampening spares the first step, as PyTorch's. A number, so that step 1 is step 2's plan.
       const fresh = step === 1 ? 1 : 1 - this.#dampening;
-      const b = buffer.mul(this.#momentum).add(g.mul(fresh));
-      set(buffer, b);
+      const b = set(buffer, buffer.mul(this.#momentum).add(g.mul(fresh)));
       direction = this.#nesterov ? g.add(b.mul(this.#momentum)) : b;
     }
     set(parameter, parameter.sub(direction.mul(group.lr)));
