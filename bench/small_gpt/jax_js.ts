@@ -1,0 +1,128 @@
+// deno-lint-ignore-file no-import-prefix -- a peer is no dependency of the project
+/**
+ * The small GPT in jax-js: the whole step, AdamW included, is one `jit`, which is faster than several.
+ *
+ * @module
+ */
+
+import {
+  blockUntilReady,
+  defaultDevice,
+  init,
+  jit,
+  nn,
+  numpy as np,
+  tree,
+  valueAndGrad,
+} from "npm:@jax-js/jax@0.1.25";
+import { batch, type Method, type Side, SPEC, weights } from "./spec.ts";
+
+type Weights = { [name: string]: np.Array };
+
+const { layers, size, heads, sequence, vocabulary, epsilon, scale } = SPEC;
+
+// jax-js counts references: a function takes its arguments over, `.ref` is one more.
+
+function norm(x: np.Array, w: Weights, name: string): np.Array {
+  return nn.standardize(x, -1, { epsilon }).mul(w[`${name}.weight`].ref)
+    .add(w[`${name}.bias`].ref);
+}
+
+/** [..., in] -> [..., out] */
+function linear(x: np.Array, w: Weights, name: string): np.Array {
+  return np.matmul(x, w[`${name}.weight`].ref.transpose()).add(w[`${name}.bias`].ref);
+}
+
+function loss(trained: Weights, frozen: Weights, inputs: np.Array, targets: np.Array): np.Array {
+  const w = { ...trained, ...frozen };
+  const rows = inputs.shape[0];
+  const [b, t] = [rows / sequence, sequence];
+  // The gradient of `np.take` is a scatter, which `jit` refuses: a product with ones and zeros instead.
+  let x = np.matmul(nn.oneHot(inputs, vocabulary), w["wte.weight"].ref)
+    .reshape([b, t, size]).add(w["wpe.weight"].ref); // [B, T, D]
+  for (let i = 0; i < layers; i++) {
+    const name = `h.${i}.attn.c_attn`;
+    const h = norm(x.ref, w, `h.${i}.ln_1`);
+    let qkv = linear(h.ref, w, name); // [B, T, 3 D]
+    if (`${name}.lora_A` in w) {
+      const low = np.matmul(h, w[`${name}.lora_A`].ref.transpose()).mul(scale); // [B, T, r]
+      qkv = qkv.add(np.matmul(low, w[`${name}.lora_B`].ref.transpose()));
+    } else h.dispose();
+    const [q, k, v] = np.split(qkv, 3, -1)
+      .map((part) => part.reshape([b, t, heads, size / heads]));
+    const y = nn.dotProductAttention(q, k, v, { isCausal: true }).reshape([b, t, size]);
+    x = x.add(linear(y, w, `h.${i}.attn.c_proj`));
+    const inner = nn.gelu(linear(norm(x.ref, w, `h.${i}.ln_2`), w, `h.${i}.mlp.c_fc`));
+    x = x.add(linear(inner, w, `h.${i}.mlp.c_proj`));
+  }
+  const hidden = norm(x, w, "ln_f").reshape([rows, size]);
+  const logits = np.matmul(hidden, w["wte.weight"].ref.transpose()); // [B T, V]
+  const picked = nn.logSoftmax(logits, -1).mul(nn.oneHot(targets, vocabulary));
+  tree.dispose(w);
+  return picked.sum().mul(-1 / rows);
+}
+
+type State = { trained: Weights; first: Weights; second: Weights };
+
+/** Opens the side. */
+export async function jaxJs(method: Method): Promise<Side> {
+  await init("wasm");
+  defaultDevice("wasm");
+  const trained: Weights = {};
+  const frozen: Weights = {};
+  const first: Weights = {};
+  const second: Weights = {};
+  for (const [name, { shape, data }] of weights(method)) {
+    const trains = method === "full" || name.includes("lora_");
+    (trains ? trained : frozen)[name] = np.array(data).reshape([...shape]);
+    if (!trains) continue;
+    first[name] = np.zeros([...shape]);
+    second[name] = np.zeros([...shape]);
+  }
+  const { lr, betas: [beta1, beta2], adamEpsilon, weightDecay } = SPEC;
+
+  const update = jit((
+    state: State,
+    frozen: Weights,
+    inputs: np.Array,
+    targets: np.Array,
+    stepSize: np.Array,
+    correction: np.Array,
+  ): [np.Array, State] => {
+    const { trained, first, second } = state;
+    const [value, gradients] = valueAndGrad(loss)(tree.ref(trained), frozen, inputs, targets);
+    const next: State = { trained: {}, first: {}, second: {} };
+    for (const name of Object.keys(trained)) {
+      const g = gradients[name] as np.Array;
+      const m = first[name].mul(beta1).add(g.ref.mul(1 - beta1));
+      const v = second[name].mul(beta2).add(np.square(g).mul(1 - beta2));
+      const denominator = np.sqrt(v.ref).mul(correction.ref).add(adamEpsilon);
+      next.trained[name] = trained[name].mul(1 - lr * weightDecay)
+        .sub(m.ref.div(denominator).mul(stepSize.ref));
+      next.first[name] = m;
+      next.second[name] = v;
+    }
+    stepSize.dispose();
+    correction.dispose();
+    return [value, next];
+  });
+
+  let state: State = { trained, first, second };
+  return {
+    name: "jax-js 0.1.25, wasm",
+    async step(index: number): Promise<number> {
+      const { inputs, targets } = batch(index);
+      const [value, next] = update(
+        state,
+        tree.ref(frozen),
+        np.array(inputs),
+        np.array(targets),
+        np.array(lr / (1 - beta1 ** (index + 1))).reshape([]),
+        np.array(1 / Math.sqrt(1 - beta2 ** (index + 1))).reshape([]),
+      );
+      state = next;
+      await blockUntilReady(state);
+      return (await value.data())[0];
+    },
+  };
+}
