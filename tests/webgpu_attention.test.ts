@@ -14,13 +14,25 @@ interface Case {
   causal?: boolean;
   window?: number;
   masked?: boolean;
+  /** Rows begin at multiples of four elements, so that vectors can be read. */
+  aligned?: boolean;
   /** Laid out [B, T, H, D]. */
   headsInside?: boolean;
 }
 
 const CASES: Case[] = [
   { name: "plain", b: 1, h: 2, hkv: 2, tq: 5, tk: 7, d: 4 },
-  { name: "causal, several blocks", b: 2, h: 2, hkv: 2, tq: 70, tk: 70, d: 16, causal: true },
+  {
+    name: "causal, several blocks",
+    aligned: true,
+    b: 2,
+    h: 2,
+    hkv: 2,
+    tq: 70,
+    tk: 70,
+    d: 16,
+    causal: true,
+  },
   {
     name: "grouped, heads inside",
     b: 2,
@@ -32,9 +44,21 @@ const CASES: Case[] = [
     causal: true,
     headsInside: true,
   },
-  { name: "window", b: 1, h: 2, hkv: 1, tq: 80, tk: 80, d: 8, causal: true, window: 9 },
+  {
+    name: "window",
+    aligned: true,
+    b: 1,
+    h: 2,
+    hkv: 1,
+    tq: 80,
+    tk: 80,
+    d: 8,
+    causal: true,
+    window: 9,
+  },
   {
     name: "one query over a cache",
+    aligned: true,
     b: 2,
     h: 4,
     hkv: 2,
@@ -80,15 +104,15 @@ const CASES: Case[] = [
     masked: true,
   },
   { name: "masked, one query", b: 2, h: 2, hkv: 2, tq: 1, tk: 35, d: 12, masked: true },
-  { name: "deep", b: 1, h: 1, hkv: 1, tq: 33, tk: 40, d: 256 },
+  { name: "deep", aligned: true, b: 1, h: 1, hkv: 1, tq: 33, tk: 40, d: 256 },
   { name: "depth 1", b: 1, h: 1, hkv: 1, tq: 6, tk: 6, d: 1, causal: true },
 ];
 
 function inputsOf(c: Case): { q: LabOperand; k: LabOperand; v: LabOperand; mask: LabOperand[] } {
   const order = c.headsInside ? [0, 2, 1, 3] : [0, 1, 2, 3];
   const q = operand([c.b, c.h, c.tq, c.d], order);
-  const k = operand([c.b, c.hkv, c.tk, c.d], order, { pad: 4, offset: 3 });
-  const v = operand([c.b, c.hkv, c.tk, c.d], order, { offset: 5 });
+  const k = operand([c.b, c.hkv, c.tk, c.d], order, { pad: 4, offset: c.aligned ? 4 : 3 });
+  const v = operand([c.b, c.hkv, c.tk, c.d], order, { offset: c.aligned ? 8 : 5 });
   // One mask for all heads and queries; under a causal one, the first query has no key left.
   const mask = c.masked
     ? [operand([c.b, c.h, c.tq, c.tk], [0, 3], { broadcast: [1, 2], dtype: "bool" })]
@@ -164,7 +188,9 @@ for (const c of CASES) {
     close(gotOut, out, 1e-5, "out");
     close(gotLse, lse, 1e-5, "lse");
 
-    const dout = operand([c.b, c.h, c.tq, c.d], [0, 2, 1, 3], { offset: 1 });
+    const dout = operand([c.b, c.h, c.tq, c.d], [0, 2, 1, 3], {
+      offset: c.aligned ? 4 : 1,
+    });
     const contiguous = (shape: number[], values: number[]): LabOperand => ({
       ...operand(shape),
       values,

@@ -11,33 +11,36 @@ import {
   accumulate,
   accumulators,
   BLOCK,
+  type BlockSide,
   dot,
   maskFunctions,
-  rowsFunctions,
+  ROWS,
+  type Rows,
+  rowsOf,
   SIZE,
   sizesOf,
   storeRows,
+  storeWeights,
   TILES,
   vectorFunction,
-  weightAt,
 } from "./wgsl_blocks.ts";
 
-const FOUR = [0, 1, 2, 3];
+const each = (text: (r: number) => string): string => ROWS.map(text).join("\n        ");
 
 /** dq: a workgroup for each 32 queries of a head, over blocks of keys. */
 export function queryGradientPass(call: CallKernel, target: WgslTarget): WgslPass {
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, chunks, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const functions = inputFunctions(module, call, true);
+  const { q, k, v, dout: d, code: functions } = inputsOf(module, call, true);
   const out = module.array({ kind: "output", index: 0 }, "f32", "write");
   const tiles = Math.ceil(queries / BLOCK);
   const count = batch * heads * tiles;
   const groups = dispatchOf(count, target);
-  const query = { name: "q", row0: "row0", limit: `${queries}` };
-  const key = { name: "k", row0: "key0", limit: "end" };
-  const value = { name: "v", row0: "key0", limit: "end" };
-  const dout = { name: "dout", row0: "row0", limit: `${queries}` };
+  const query: BlockSide = { rows: q, row0: "row0", limit: `${queries}` };
+  const key: BlockSide = { rows: k, row0: "key0", limit: "end" };
+  const value: BlockSide = { rows: v, row0: "key0", limit: "end" };
+  const dout: BlockSide = { rows: d, row0: "row0", limit: `${queries}` };
   const code = `${TILES}
 ${functions}
 @compute @workgroup_size(${SIZE})
@@ -49,18 +52,18 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let b = i32(index / ${heads * tiles}u);
   let h = i32((index / ${tiles}u) % ${heads}u);
   let row0 = i32(${tiles - 1}u - index % ${tiles}u) * ${BLOCK};
-  let row = row0 + i32(tr) * 2;
+  let row = row0 + i32(tr) * 4;
   let base_q = q_base(b, h);
   let base_dout = dout_base(b, h);
   let base_k = k_base(b, h / ${group});
   let base_v = v_base(b, h / ${group});
   // Rows past the end repeat the last one; they are not stored.
-  let safe0 = min(row, ${queries - 1});
-  let safe1 = min(row + 1, ${queries - 1});
-  let lse0 = lse_at(b, h, safe0);
-  let lse1 = lse_at(b, h, safe1);
-  let delta0 = delta_at(b, h, safe0);
-  let delta1 = delta_at(b, h, safe1);
+  var lse = vec4<f32>();
+  var delta = vec4<f32>();
+  for (var r = 0; r < 4; r++) {
+    lse[r] = lse_at(b, h, min(row + r, ${queries - 1}));
+    delta[r] = delta_at(b, h, min(row + r, ${queries - 1}));
+  }
   ${accumulators("g", chunks)}
   let end = end_key(min(row0 + ${BLOCK - 1}, ${queries - 1}));
   for (var key0 = first_key(row0) / ${BLOCK} * ${BLOCK}; key0 < end; key0 += ${BLOCK}) {
@@ -69,22 +72,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     let column = key0 + i32(tc) * 4;
     for (var c = 0; c < 4; c++) {
-      var w = vec2<f32>();
-      if (may(b, h, row, column + c)) {
-        w.x = exp(s0[c] * ${scale} - lse0) * (p0[c] - delta0) * ${scale};
-      }
-      if (may(b, h, row + 1, column + c)) {
-        w.y = exp(s1[c] * ${scale} - lse1) * (p1[c] - delta1) * ${scale};
-      }
-      ${weightAt("tc * 4u + u32(c)")} = w;
+      ${
+    each((r) =>
+      `s${r}[c] = select(0.0, exp(s${r}[c] * ${scale} - lse[${r}]) * (p${r}[c] - delta[${r}]) * ${scale},
+          may(b, h, row + ${r}, column + c));`
+    )
+  }
     }
+    ${storeWeights("s")}
     ${accumulate(key, depth, chunks, "g")}
   }
-  let one0 = 1.0;
-  let one1 = 1.0;
-  ${
-    storeRows((at, v) => out.store(at, v), { rows: queries, heads, depth, chunks }, "h", "g", "one")
-  }
+  ${storeRows((at, v) => out.store(at, v), { rows: queries, heads, depth, chunks }, "h", "g", null)}
 }`;
   return module.pass(code, groups, 6 * batch * heads * queries * keys * depth);
 }
@@ -98,17 +96,17 @@ export function keyGradientPass(
   const sizes = sizesOf(call);
   const { batch, keyHeads, group, queries, keys, depth, chunks, scale, causal, window } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const functions = inputFunctions(module, call, dk);
+  const { q, k, v, dout: d, code: functions } = inputsOf(module, call, dk);
   const outK = dk ? module.array({ kind: "output", index: 1 }, "f32", "write") : null;
   const outV = dv ? module.array({ kind: "output", index: 2 }, "f32", "write") : null;
   const tiles = Math.ceil(keys / BLOCK);
   const count = batch * keyHeads * tiles;
   const groups = dispatchOf(count, target);
   // Rows are keys here, columns queries.
-  const key = { name: "k", row0: "row0", limit: "limit()" };
-  const value = { name: "v", row0: "row0", limit: "limit()" };
-  const query = { name: "q", row0: "query0", limit: `${queries}` };
-  const dout = { name: "dout", row0: "query0", limit: `${queries}` };
+  const key: BlockSide = { rows: k, row0: "row0", limit: "limit()" };
+  const value: BlockSide = { rows: v, row0: "row0", limit: "limit()" };
+  const query: BlockSide = { rows: q, row0: "query0", limit: `${queries}` };
+  const dout: BlockSide = { rows: d, row0: "query0", limit: `${queries}` };
   const rows = { rows: keys, heads: keyHeads, depth, chunks };
   const shift = `(${module.scalar(0)} - ${queries})`;
   const code = `${TILES}
@@ -122,7 +120,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let b = i32(index / ${keyHeads * tiles}u);
   let hk = i32((index / ${tiles}u) % ${keyHeads}u);
   let row0 = i32(index % ${tiles}u) * ${BLOCK};
-  let row = row0 + i32(tr) * 2;
+  let row = row0 + i32(tr) * 4;
   let base_k = k_base(b, hk);
   ${dk ? "let base_v = v_base(b, hk);" : ""}
   ${dk ? accumulators("gk", chunks) : ""}
@@ -144,65 +142,64 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       for (var c = 0; c < 4; c++) {
         let at = min(column + c, ${queries - 1});
         let lse = lse_at(b, h, at);
-        s0[c] = select(0.0, exp(s0[c] * ${scale} - lse), may(b, h, column + c, row));
-        s1[c] = select(0.0, exp(s1[c] * ${scale} - lse), may(b, h, column + c, row + 1));
+        ${
+    each((r) =>
+      `s${r}[c] = select(0.0, exp(s${r}[c] * ${scale} - lse), may(b, h, column + c, row + ${r}));`
+    )
+  }
         ${
     dk
       ? `let delta = delta_at(b, h, at);
-        p0[c] = s0[c] * (p0[c] - delta) * ${scale};
-        p1[c] = s1[c] * (p1[c] - delta) * ${scale};`
+        ${each((r) => `p${r}[c] = s${r}[c] * (p${r}[c] - delta) * ${scale};`)}`
       : ""
   }
       }
       ${
     dv
-      ? `${
-        FOUR.map((c) => `${weightAt(`tc * 4u + ${c}u`)} = vec2<f32>(s0[${c}], s1[${c}]);`).join(
-          "\n      ",
-        )
-      }
+      ? `${storeWeights("s")}
       ${accumulate(dout, depth, chunks, "gv")}
       workgroupBarrier();`
       : ""
   }
       ${
     dk
-      ? `${
-        FOUR.map((c) => `${weightAt(`tc * 4u + ${c}u`)} = vec2<f32>(p0[${c}], p1[${c}]);`).join(
-          "\n      ",
-        )
-      }
+      ? `${storeWeights("p")}
       ${accumulate(query, depth, chunks, "gk")}`
       : ""
   }
     }
   }
-  let one0 = 1.0;
-  let one1 = 1.0;
-  ${outK ? storeRows((at, v) => outK.store(at, v), rows, "hk", "gk", "one") : ""}
-  ${outV ? storeRows((at, v) => outV.store(at, v), rows, "hk", "gv", "one") : ""}
+  ${outK ? storeRows((at, v) => outK.store(at, v), rows, "hk", "gk", null) : ""}
+  ${outV ? storeRows((at, v) => outV.store(at, v), rows, "hk", "gv", null) : ""}
 }`;
   const products = 2 + (dk ? 4 : 0) + (dv ? 2 : 0);
   return module.pass(code, groups, products * batch * keyHeads * group * queries * keys * depth);
 }
 
-// Access to the inputs: q, k, v, (mask), dout, lse, delta. Without dS, v and delta are not bound.
-function inputFunctions(module: WgslModule, call: CallKernel, withScores: boolean): string {
+interface Inputs {
+  readonly q: Rows;
+  readonly k: Rows;
+  readonly v: Rows;
+  readonly dout: Rows;
+  readonly code: string;
+}
+
+// Access to the inputs: q, k, v, (mask), dout, lse, delta. Without scores, v and delta are not bound.
+function inputsOf(module: WgslModule, call: CallKernel, scores: boolean): Inputs {
   const sizes = sizesOf(call);
-  const { inputs } = call;
   const after = sizes.masked ? 4 : 3;
-  const functions = [
-    rowsFunctions(module, inputs[0], 0, "q"),
-    rowsFunctions(module, inputs[1], 1, "k"),
-    rowsFunctions(module, inputs[after], after, "dout"),
-    vectorFunction(module, inputs[after + 1], after + 1, "lse"),
+  const q = rowsOf(module, call, 0, "q");
+  const k = rowsOf(module, call, 1, "k");
+  const dout = rowsOf(module, call, after, "dout");
+  const v = scores ? rowsOf(module, call, 2, "v") : { name: "v", code: "", vectors: false };
+  const code = [
+    q.code,
+    k.code,
+    v.code,
+    dout.code,
+    vectorFunction(module, call.inputs[after + 1], after + 1, "lse"),
+    scores ? vectorFunction(module, call.inputs[after + 2], after + 2, "delta") : "",
     maskFunctions(module, call, sizes),
-  ];
-  if (withScores) {
-    functions.push(
-      rowsFunctions(module, inputs[2], 2, "v"),
-      vectorFunction(module, inputs[after + 2], after + 2, "delta"),
-    );
-  }
-  return functions.join("\n");
+  ].join("\n");
+  return { q, k, v, dout, code };
 }

@@ -2,8 +2,8 @@
  * The building blocks of attention kernels: access to the operands, which pairs of query and key take
  * part, and products of 32 × 32 blocks.
  *
- * A workgroup of 128 invocations works on a block of 32 rows by 32 columns (of queries and keys, or
- * keys and queries). Invocation `local` holds rows 2·tr and 2·tr + 1 and the four columns from 4·tc on,
+ * A workgroup of 64 invocations works on a block of 32 rows by 32 columns (of queries and keys, or keys
+ * and queries). Invocation `local` holds the four rows from 4·tr on and the four columns from 4·tc on,
  * where tr = local / 8 and tc = local % 8.
  *
  * @module
@@ -16,10 +16,12 @@ import type { WgslModule } from "../../wgsl.ts";
 export const BLOCK = 32;
 
 /** Invocations of a workgroup. */
-export const SIZE = 128;
+export const SIZE = 64;
 
-/** Row strides of the tiles in workgroup memory, padded by one vector. */
-const PAIRS = BLOCK / 2 + 1;
+/** The rows of an invocation, as components of its vectors. */
+export const ROWS: readonly number[] = [0, 1, 2, 3];
+
+/** Row stride of the tiles in workgroup memory, padded by one vector. */
 const QUADS = BLOCK / 4 + 1;
 
 /** The sizes and settings of a call. */
@@ -59,25 +61,46 @@ export function sizesOf({ inputs: [q, k], attrs }: CallKernel): Sizes {
   };
 }
 
-/**
- * Binds input `index`, a [B, heads, T, D] array, and returns functions `NAME_base(b, h)` and
- * `NAME_at(base, t, d)`.
- */
-export function rowsFunctions(
-  module: WgslModule,
-  operand: Operand,
-  index: number,
-  name: string,
-): string {
-  const array = module.array({ kind: "input", index }, operand.dtype);
-  const [sb, sh, st, sd] = operand.strides;
-  return `fn ${name}_base(b: i32, h: i32) -> i32 {
-  return ${operand.offset} + b * ${sb} + h * ${sh};
+/** An input of [B, heads, T, D]: its code and how it is read. */
+export interface Rows {
+  readonly name: string;
+  /** Functions `NAME_base(b, h)`, and `NAME_at(base, t, d)` or, with vectors, `NAME_vec(base, t, d)`. */
+  readonly code: string;
+  /** Whether four depths from a multiple of four on are read at once. */
+  readonly vectors: boolean;
 }
-fn ${name}_at(base: i32, t: i32, d: i32) -> f32 {
-  let at = base + t * ${st} + d${operand.shape[3] === 1 || sd === 1 ? "" : ` * ${sd}`};
-  return ${array.load("at")};
+
+/** Binds input `index` of the call. */
+export function rowsOf(module: WgslModule, call: CallKernel, index: number, name: string): Rows {
+  const operand = call.inputs[index];
+  const { dtype, shape, offset, strides } = operand;
+  const [sb, sh, st, sd] = strides;
+  const byFour = (n: number): boolean => n % 4 === 0;
+  const vectors = dtype === "f32" && byFour(shape[3]) && [sb, sh, st, offset].every(byFour);
+  const source = { kind: "input", index } as const;
+  const base = `fn ${name}_base(b: i32, h: i32) -> i32 {
+  return ${offset} + b * ${sb} + h * ${sh};
 }`;
+  if (vectors) {
+    const variable = module.bind(source, "vec4<f32>");
+    return {
+      name,
+      vectors,
+      code: `${base}
+fn ${name}_vec(base: i32, t: i32, d: i32) -> vec4<f32> {
+  return ${variable}[u32(base + t * ${st} + d) >> 2u];
+}`,
+    };
+  }
+  return {
+    name,
+    vectors,
+    code: `${base}
+fn ${name}_at(base: i32, t: i32, d: i32) -> f32 {
+  let at = base + t * ${st} + d${shape[3] === 1 ? "" : ` * ${sd}`};
+  return ${module.array(source, dtype).load("at")};
+}`,
+  };
 }
 
 /** Binds input `index`, a [B, H, T] array, and returns the function `NAME_at(b, h, t)`. */
@@ -123,82 +146,89 @@ fn may(b: i32, h: i32, row: i32, key: i32) -> bool {
 }
 
 /** Workgroup memory of the blocks. */
-export const TILES: string = `var<workgroup> tile_r: array<vec2<f32>, ${BLOCK * PAIRS}>;
+export const TILES: string = `var<workgroup> tile_r: array<vec4<f32>, ${BLOCK * QUADS}>;
 var<workgroup> tile_c: array<vec4<f32>, ${BLOCK * QUADS}>;
-var<workgroup> weights: array<vec2<f32>, ${BLOCK * PAIRS}>;`;
+var<workgroup> weights: array<vec4<f32>, ${BLOCK * QUADS}>;`;
 
 /** The place in `weights` of the invocation's rows and column `column` of the block. */
 export function weightAt(column: string): string {
-  return `weights[(${column}) * ${PAIRS}u + tr]`;
+  return `weights[(${column}) * ${QUADS}u + tr]`;
 }
+
+/** Where a tile's value lies: by depth and row for a product, by row and depth for a weighted sum. */
+type Order = "depth, row" | "row, depth";
 
 // Brings rows `row0` to `row0 + 31` and depths `d0` to `d0 + 31` of an array into a tile, with zeros
 // where there is no row (from `limit` on) or no depth.
-function fill(
-  name: string,
-  row0: string,
-  limit: string,
-  d0: string,
-  depth: number,
-  place: string,
-): string {
-  return `for (var e = local; e < ${BLOCK * BLOCK}u; e += ${SIZE}u) {
+function fill(side: BlockSide, d0: string, depth: number, tile: string, order: Order): string {
+  const { rows: { name, vectors }, row0, limit } = side;
+  const inside = `${row0} + i32(r) < ${limit} && ${d0} + d < ${depth}u`;
+  if (!vectors) {
+    const place = order === "depth, row"
+      ? `${tile}[d * ${QUADS}u + (r >> 2u)][r & 3u]`
+      : `${tile}[r * ${QUADS}u + (d >> 2u)][d & 3u]`;
+    return `for (var e = local; e < ${BLOCK * BLOCK}u; e += ${SIZE}u) {
       let d = e % ${BLOCK}u;
       let r = e / ${BLOCK}u;
       var v = 0.0;
-      if (${row0} + i32(r) < ${limit} && ${d0} + d < ${depth}u) {
-        v = ${name}_at(base_${name}, ${row0} + i32(r), i32(${d0} + d));
-      }
+      if (${inside}) { v = ${name}_at(base_${name}, ${row0} + i32(r), i32(${d0} + d)); }
       ${place} = v;
+    }`;
+  }
+  const place = order === "depth, row"
+    ? ROWS.map((c) => `${tile}[(d + ${c}u) * ${QUADS}u + (r >> 2u)][r & 3u] = v[${c}];`).join(" ")
+    : `${tile}[r * ${QUADS}u + (d >> 2u)] = v;`;
+  return `for (var e = local; e < ${BLOCK * BLOCK / 4}u; e += ${SIZE}u) {
+      let d = (e % ${BLOCK / 4}u) * 4u;
+      let r = e / ${BLOCK / 4}u;
+      var v = vec4<f32>();
+      if (${inside}) { v = ${name}_vec(base_${name}, ${row0} + i32(r), i32(${d0} + d)); }
+      ${place}
     }`;
 }
 
-/** A side of a block product: an array, its first row, and how many rows it has. */
+/** A side of a block product: an array, its first row, and where its rows end. */
 export interface BlockSide {
-  readonly name: string;
+  readonly rows: Rows;
   readonly row0: string;
   readonly limit: string;
 }
 
 /**
- * Statements that compute `into`0 and `into`1, the products over the depth of the invocation's two
+ * Statements that compute `into`0 to `into`3, the products over the depth of each of the invocation's
  * rows with its four columns.
  */
 export function dot(rows: BlockSide, columns: BlockSide, depth: number, into: string): string {
-  return `var ${into}0 = vec4<f32>();
-  var ${into}1 = vec4<f32>();
+  return `${ROWS.map((r) => `var ${into}${r} = vec4<f32>();`).join(" ")}
   for (var d0 = 0u; d0 < ${depth}u; d0 += ${BLOCK}u) {
     workgroupBarrier();
-    ${
-    fill(rows.name, rows.row0, rows.limit, "d0", depth, `tile_r[d * ${PAIRS}u + (r >> 1u)][r & 1u]`)
-  }
-    ${
-    fill(
-      columns.name,
-      columns.row0,
-      columns.limit,
-      "d0",
-      depth,
-      `tile_c[d * ${QUADS}u + (r >> 2u)][r & 3u]`,
-    )
-  }
+    ${fill(rows, "d0", depth, "tile_r", "depth, row")}
+    ${fill(columns, "d0", depth, "tile_c", "depth, row")}
     workgroupBarrier();
     for (var d = 0u; d < ${Math.min(BLOCK, depth)}u; d++) {
-      let x = tile_r[d * ${PAIRS}u + tr];
+      let x = tile_r[d * ${QUADS}u + tr];
       let y = tile_c[d * ${QUADS}u + tc];
-      ${into}0 += x.x * y;
-      ${into}1 += x.y * y;
+      ${ROWS.map((r) => `${into}${r} += x[${r}] * y;`).join("\n      ")}
     }
   }`;
 }
 
-/** Declares the accumulators of {@linkcode accumulate}: two rows, four depths in each chunk. */
+/** Declares the accumulators of {@linkcode accumulate}: four rows, four depths in each chunk. */
 export function accumulators(into: string, chunks: number): string {
   const lines: string[] = [];
   for (let j = 0; j < chunks; j++) {
-    lines.push(`var ${into}${j}_0 = vec4<f32>();`, `var ${into}${j}_1 = vec4<f32>();`);
+    lines.push(ROWS.map((r) => `var ${into}${j}_${r} = vec4<f32>();`).join(" "));
   }
   return lines.join("\n  ");
+}
+
+/** Statements that write `from`0 to `from`3, the invocation's values by row, to the weights. */
+export function storeWeights(from: string): string {
+  return ROWS.map((c) =>
+    `${weightAt(`tc * 4u + ${c}u`)} = vec4<f32>(${
+      ROWS.map((r) => `${from}${r}[${c}]`).join(", ")
+    });`
+  ).join("\n    ");
 }
 
 /** Statements that add to the accumulators the rows of `columns` weighted by `weights`. */
@@ -211,52 +241,41 @@ export function accumulate(
   const lines: string[] = [];
   for (let j = 0; j < chunks; j++) {
     lines.push(`workgroupBarrier();
-    ${
-      fill(
-        columns.name,
-        columns.row0,
-        columns.limit,
-        `${j * BLOCK}u`,
-        depth,
-        `tile_c[r * ${QUADS}u + (d >> 2u)][d & 3u]`,
-      )
-    }
+    ${fill(columns, `${j * BLOCK}u`, depth, "tile_c", "row, depth")}
     workgroupBarrier();
     for (var c = 0u; c < ${BLOCK}u; c++) {
       let x = ${weightAt("c")};
       let y = tile_c[c * ${QUADS}u + tc];
-      ${into}${j}_0 += x.x * y;
-      ${into}${j}_1 += x.y * y;
+      ${ROWS.map((r) => `${into}${j}_${r} += x[${r}] * y;`).join("\n      ")}
     }`);
   }
   return lines.join("\n    ");
 }
 
 /**
- * Statements that store the accumulators times `factor`0 and `factor`1 as rows of a contiguous
- * [B, rows, heads, D] output, where `row` is the invocation's first row.
+ * Statements that store the accumulators, each row times its component of the vector `factor`, as rows
+ * of a contiguous [B, rows, heads, D] output, where `row` is the invocation's first row.
  */
 export function storeRows(
   store: (at: string, value: string) => string,
   sizes: { rows: number; heads: number; depth: number; chunks: number },
   head: string,
   from: string,
-  factor: string,
+  factor: string | null,
 ): string {
   const { rows, heads, depth, chunks } = sizes;
-  const lines: string[] = [];
-  for (let r = 0; r < 2; r++) {
-    const all = Array.from({ length: chunks }, (_, j) => `${from}${j}_${r}`).join(", ");
-    lines.push(`if (row + ${r} < ${rows}) {
-    let origin = u32((b * ${rows} + row + ${r}) * ${heads} + ${head}) * ${depth}u;
-    var all = array<vec4<f32>, ${chunks}>(${all});
+  const all: string[] = [];
+  for (const r of ROWS) for (let j = 0; j < chunks; j++) all.push(`${from}${j}_${r}`);
+  return `var all_${from} = array<vec4<f32>, ${4 * chunks}>(${all.join(", ")});
+  for (var r = 0u; r < 4u; r++) {
+    if (row + i32(r) >= ${rows}) { break; }
+    let origin = u32((b * ${rows} + row + i32(r)) * ${heads} + ${head}) * ${depth}u;
     for (var j = 0u; j < ${chunks}u; j++) {
       for (var c = 0u; c < 4u; c++) {
         let d = j * ${BLOCK}u + tc * 4u + c;
-        if (d < ${depth}u) { ${store("(origin + d)", `all[j][c] * ${factor}${r}`)} }
+        let value = all_${from}[r * ${chunks}u + j][c]${factor ? ` * ${factor}[r]` : ""};
+        if (d < ${depth}u) { ${store("(origin + d)", "value")} }
       }
     }
-  }`);
-  }
-  return lines.join("\n  ");
+  }`;
 }

@@ -7,7 +7,7 @@
 
 import type { CallKernel } from "../../kernel.ts";
 import { dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
-import { maskFunctions, rowsFunctions, sizesOf } from "./wgsl_blocks.ts";
+import { maskFunctions, type Rows, rowsOf, sizesOf } from "./wgsl_blocks.ts";
 
 const KEYS = 64;
 
@@ -16,12 +16,10 @@ export function decodePass(call: CallKernel, target: WgslTarget): WgslPass {
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const functions = [
-    rowsFunctions(module, call.inputs[0], 0, "q"),
-    rowsFunctions(module, call.inputs[1], 1, "k"),
-    rowsFunctions(module, call.inputs[2], 2, "v"),
-    maskFunctions(module, call, sizes),
-  ];
+  const q = rowsOf(module, call, 0, "q");
+  const k = rowsOf(module, call, 1, "k");
+  const v = rowsOf(module, call, 2, "v");
+  const functions = [q.code, k.code, v.code, maskFunctions(module, call, sizes)];
   const out = module.array({ kind: "output", index: 0 }, "f32", "write");
   const lse = module.array({ kind: "output", index: 1 }, "f32", "write");
   const log = module.use("log_f32");
@@ -42,7 +40,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let base_q = q_base(b, h);
   let base_k = k_base(b, h / ${group});
   let base_v = v_base(b, h / ${group});
-  for (var d = local; d < ${depth}u; d += ${KEYS}u) { query[d] = q_at(base_q, row, i32(d)); }
+  for (var d = local; d < ${depth}u; d += ${KEYS}u) { query[d] = ${one(q, "row", "d")}; }
   var top = -1e30;
   var sum = 0.0;
   ${turns.map((j) => `var o${j} = 0.0;`).join("\n  ")}
@@ -54,7 +52,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var s = -1e30;
     if (ok) {
       var product = 0.0;
-      for (var d = 0u; d < ${depth}u; d++) { product += query[d] * k_at(base_k, key, i32(d)); }
+      ${
+    k.vectors
+      ? `for (var d = 0u; d < ${depth}u; d += 4u) {
+        let w = vec4<f32>(query[d], query[d + 1u], query[d + 2u], query[d + 3u]);
+        product += dot(w, k_vec(base_k, key, i32(d)));
+      }`
+      : `for (var d = 0u; d < ${depth}u; d++) { product += query[d] * k_at(base_k, key, i32(d)); }`
+  }
       s = product * ${scale};
     }
     weights[local] = s;
@@ -74,9 +79,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       sum += w;
       ${
     turns.map((j) =>
-      `${
-        (j + 1) * KEYS > depth ? `if (local + ${j * KEYS}u < ${depth}u) ` : ""
-      }{ o${j} += w * v_at(base_v, key0 + i32(c), i32(local + ${j * KEYS}u)); }`
+      `${(j + 1) * KEYS > depth ? `if (local + ${j * KEYS}u < ${depth}u) ` : ""}{ o${j} += w * ${
+        one(v, "key0 + i32(c)", `local + ${j * KEYS}u`)
+      }; }`
     ).join("\n      ")
   }
     }
@@ -98,4 +103,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   }
 }`;
   return module.pass(code, groups, 4 * batch * heads * queries * keys * depth);
+}
+
+// One depth of a row, whether or not the input is bound in vectors.
+function one({ name, vectors }: Rows, row: string, d: string): string {
+  return vectors
+    ? `${name}_vec(base_${name}, ${row}, i32((${d}) & ~3u))[(${d}) & 3u]`
+    : `${name}_at(base_${name}, ${row}, i32(${d}))`;
 }

@@ -11,12 +11,15 @@ import {
   accumulate,
   accumulators,
   BLOCK,
+  type BlockSide,
   dot,
   maskFunctions,
-  rowsFunctions,
+  ROWS,
+  rowsOf,
   SIZE,
   sizesOf,
   storeRows,
+  storeWeights,
   TILES,
   weightAt,
 } from "./wgsl_blocks.ts";
@@ -26,25 +29,23 @@ export function forwardPass(call: CallKernel, target: WgslTarget): WgslPass {
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, chunks, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const functions = [
-    rowsFunctions(module, call.inputs[0], 0, "q"),
-    rowsFunctions(module, call.inputs[1], 1, "k"),
-    rowsFunctions(module, call.inputs[2], 2, "v"),
-    maskFunctions(module, call, sizes),
-  ];
+  const q = rowsOf(module, call, 0, "q");
+  const k = rowsOf(module, call, 1, "k");
+  const v = rowsOf(module, call, 2, "v");
+  const functions = [q.code, k.code, v.code, maskFunctions(module, call, sizes)];
   const out = module.array({ kind: "output", index: 0 }, "f32", "write");
   const lse = module.array({ kind: "output", index: 1 }, "f32", "write");
   const log = module.use("log_f32");
   const tiles = Math.ceil(queries / BLOCK);
   const count = batch * heads * tiles;
   const groups = dispatchOf(count, target);
-  const query = { name: "q", row0: "row0", limit: `${queries}` };
-  const key = { name: "k", row0: "key0", limit: "end" };
-  const value = { name: "v", row0: "key0", limit: "end" };
-  const four = [0, 1, 2, 3];
-  const scaleOutputs = Array.from(
+  const query: BlockSide = { rows: q, row0: "row0", limit: `${queries}` };
+  const key: BlockSide = { rows: k, row0: "key0", limit: "end" };
+  const value: BlockSide = { rows: v, row0: "key0", limit: "end" };
+  const each = (text: (r: number) => string): string => ROWS.map(text).join("\n    ");
+  const shrinkAll = Array.from(
     { length: chunks },
-    (_, j) => `o${j}_0 *= shrink.x; o${j}_1 *= shrink.y;`,
+    (_, j) => ROWS.map((r) => `o${j}_${r} *= shrink[${r}];`).join(" "),
   );
   const code = `${TILES}
 ${functions.join("\n")}
@@ -58,71 +59,59 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let h = i32((index / ${tiles}u) % ${heads}u);
   // The last queries have the most keys: they start first.
   let row0 = i32(${tiles - 1}u - index % ${tiles}u) * ${BLOCK};
-  let row = row0 + i32(tr) * 2;
+  let row = row0 + i32(tr) * 4;
   let base_q = q_base(b, h);
   let base_k = k_base(b, h / ${group});
   let base_v = v_base(b, h / ${group});
-  var top = vec2<f32>(-1e30);
-  var sum = vec2<f32>();
+  // Of each row: the highest score so far, and the sum of exp(score - highest) in own columns.
+  var top = vec4<f32>(-1e30);
+  var sum = vec4<f32>();
   ${accumulators("o", chunks)}
   let end = end_key(min(row0 + ${BLOCK - 1}, ${queries - 1}));
   for (var key0 = first_key(row0) / ${BLOCK} * ${BLOCK}; key0 < end; key0 += ${BLOCK}) {
     ${dot(query, key, depth, "s")}
     let column = key0 + i32(tc) * 4;
-    var ok0 = vec4<bool>();
-    var ok1 = vec4<bool>();
+    ${each((r) => `var ok${r} = vec4<bool>();`)}
     for (var c = 0; c < 4; c++) {
-      ok0[c] = may(b, h, row, column + c);
-      ok1[c] = may(b, h, row + 1, column + c);
+      ${each((r) => `ok${r}[c] = may(b, h, row + ${r}, column + c);`)}
     }
-    s0 = select(vec4<f32>(-1e30), s0 * ${scale}, ok0);
-    s1 = select(vec4<f32>(-1e30), s1 * ${scale}, ok1);
-    ${
-    four.map((c) => `${weightAt(`tc * 4u + ${c}u`)} = vec2<f32>(s0[${c}], s1[${c}]);`).join(
-      "\n    ",
-    )
-  }
+    ${each((r) => `s${r} = select(vec4<f32>(-1e30), s${r} * ${scale}, ok${r});`)}
+    ${storeWeights("s")}
     workgroupBarrier();
     var next = top;
     for (var c = 0u; c < ${BLOCK}u; c++) { next = max(next, ${weightAt("c")}); }
     workgroupBarrier();
     // A masked pair weighs nothing even where all of its row is masked and the maximum is -1e30.
-    s0 = select(vec4<f32>(), exp(s0 - next.x), ok0);
-    s1 = select(vec4<f32>(), exp(s1 - next.y), ok1);
-    ${
-    four.map((c) => `${weightAt(`tc * 4u + ${c}u`)} = vec2<f32>(s0[${c}], s1[${c}]);`).join(
-      "\n    ",
-    )
-  }
+    ${each((r) => `s${r} = select(vec4<f32>(), exp(s${r} - next[${r}]), ok${r});`)}
+    ${storeWeights("s")}
     let shrink = exp(top - next);
     top = next;
-    sum = sum * shrink + vec2<f32>(s0.x + s0.y + s0.z + s0.w, s1.x + s1.y + s1.z + s1.w);
-    ${scaleOutputs.join("\n    ")}
+    sum = sum * shrink + vec4<f32>(${
+    ROWS.map((r) => `s${r}.x + s${r}.y + s${r}.z + s${r}.w`).join(", ")
+  });
+    ${shrinkAll.join("\n    ")}
     ${accumulate(value, depth, chunks, "o")}
   }
   // Each invocation summed its own columns.
   workgroupBarrier();
   ${weightAt("tc")} = sum;
   workgroupBarrier();
-  sum = vec2<f32>();
+  sum = vec4<f32>();
   for (var c = 0u; c < 8u; c++) { sum += ${weightAt("c")}; }
-  let part0 = select(0.0, 1.0 / sum.x, sum.x > 0.0);
-  let part1 = select(0.0, 1.0 / sum.y, sum.y > 0.0);
+  let part = select(vec4<f32>(), 1.0 / sum, sum > vec4<f32>());
   ${
     storeRows(
-      (at, v) => out.store(at, v),
+      (at, x) => out.store(at, x),
       { rows: queries, heads, depth, chunks },
       "h",
       "o",
       "part",
     )
   }
-  if (tc < 2u && row + i32(tc) < ${queries}) {
+  if (tc < 4u && row + i32(tc) < ${queries}) {
     let at = u32((b * ${heads} + h) * ${queries} + row + i32(tc));
-    let total = select(sum.x, sum.y, tc == 1u);
-    let highest = select(top.x, top.y, tc == 1u);
     var result = 0.0;
-    if (total > 0.0) { result = highest + ${log}(total); }
+    if (sum[tc] > 0.0) { result = top[tc] + ${log}(sum[tc]); }
     ${lse.store("at", "result")}
   }
 }`;
