@@ -38,6 +38,8 @@ const DEPTH = 384;
 /** Rows and columns that one unit computes. */
 const ROWS = 48;
 const COLUMNS = 512;
+/** Units there should be at least, where the columns allow. */
+const UNITS = 16;
 /** Most bytes of packed b at a time. */
 const PACKED = 32 << 20;
 /** Up to so many rows are multiplied without packing. */
@@ -296,7 +298,11 @@ function packed(p: Product): WasmProgram {
   const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
   const rows = Math.min(m, ROWS);
   const rowBlocks = parts(m, rows);
-  const wide = Math.min(slicePanels, COLUMNS / TILE.columns);
+  let wide = Math.min(slicePanels, COLUMNS / TILE.columns);
+  // Few rows: narrower units, so that no thread waits long for another's last one.
+  while (wide > 8 && sliceBatches * rowBlocks * parts(slicePanels, wide) < UNITS) {
+    wide = Math.ceil(wide / 2);
+  }
   const columnBlocks = parts(slicePanels, wide);
   const units = sliceBatches * rowBlocks * columnBlocks;
   const cost = 2 * m * n * k * p.batches / SPEED / slices + m * n * p.batches / slices;
