@@ -2,6 +2,7 @@ import type { CallKernel, Operand } from "../../kernel.ts";
 import { kernel, type KernelOp, recordKernel, scalar } from "../../op.ts";
 import { show } from "../../shape.ts";
 import type { Tensor } from "../../tensor.ts";
+import { dropout } from "../dropout.ts";
 import { iota } from "../iota.ts";
 import { where } from "../where.ts";
 import { attentionBackwardWasm, attentionWasm } from "./wasm.ts";
@@ -19,6 +20,8 @@ export interface AttentionOptions {
   readonly mask?: Tensor;
   /** How many keys take part, from the first on; default all. A per-step value. */
   readonly keys?: number;
+  /** Probability with which a weight is set to 0, as in training. Above 0 all weights are held. Default 0. */
+  readonly dropout?: number;
 }
 
 interface Settings {
@@ -166,6 +169,8 @@ export function attention(
   v: Tensor,
   options: AttentionOptions = {},
 ): Tensor {
+  // No kernel draws random numbers.
+  if (options.dropout) return composed(q, k, v, options);
   const keys = check(q, k, v, options);
   for (const t of [q, k, v]) {
     if (t.dtype !== "f32") {
@@ -212,6 +217,6 @@ function composed(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
   if (options.causal) may = may.and(key.le(position));
   if (options.window) may = may.and(key.gt(position.sub(options.window)));
   if (options.mask) may = may.and(options.mask);
-  const weights = where(may, scores, -1e30).softmax(-1);
-  return where(may, weights, 0).matmul(wide(v));
+  const weights = where(may, where(may, scores, -1e30).softmax(-1), 0); // [B, H, Tq, Tk]
+  return dropout(weights, options.dropout ?? 0).matmul(wide(v));
 }
