@@ -1,10 +1,10 @@
 /**
- * The linear layer.
+ * The linear layer, and the one of GPT-2 that holds its weight the other way round.
  *
  * @module
  */
 
-import { type Tensor, uniform, zeros } from "../core/mod.ts";
+import { normal, type Tensor, uniform, zeros } from "../core/mod.ts";
 import { Module, Parameter } from "./module.ts";
 
 /** Options of {@linkcode Linear}. */
@@ -73,5 +73,57 @@ export class Linear extends Module {
       weight: new Parameter(zeros([outFeatures, inFeatures])),
       bias: bias ? new Parameter(zeros([outFeatures])) : false,
     });
+  }
+}
+
+/**
+ * `y = x W + b`, with W [in, out] and b [out]: GPT-2's linear layer, `Conv1D` of Hugging Face.
+ *
+ * W starts as N(0, 0.02), b as 0.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor } from "@graft/ml";
+ * import { Conv1D } from "@graft/ml/nn";
+ *
+ * await init({ device: "cpu" });
+ * const layer = new Conv1D(3, 2);
+ * console.log(layer.forward(tensor([[1, 2, 3]])).shape); // [1, 2]
+ * ```
+ */
+export class Conv1D extends Module {
+  /** [in, out] */
+  weight: Parameter;
+  /** [out] */
+  bias: Parameter;
+
+  /** A layer from `inFeatures` to `outFeatures`. */
+  constructor(inFeatures: number, outFeatures: number) {
+    super();
+    this.weight = new Parameter(normal([inFeatures, outFeatures], { std: 0.02 }));
+    this.bias = new Parameter(zeros([outFeatures]));
+  }
+
+  /** Size of the input's last dimension. */
+  get inFeatures(): number {
+    return this.weight.shape[0];
+  }
+  /** Size of the output's last dimension. */
+  get outFeatures(): number {
+    return this.weight.shape[1];
+  }
+
+  /**
+   * [..., in] -> [..., out]
+   *
+   * Throws a `RangeError` where the input's last size is another.
+   */
+  forward(x: Tensor): Tensor {
+    if (x.shape.at(-1) !== this.inFeatures) {
+      throw new RangeError(
+        `Conv1D: needs [..., ${this.inFeatures}], got [${x.shape.join(", ")}]`,
+      );
+    }
+    return x.matmul(this.weight).add(this.bias);
   }
 }

@@ -4,6 +4,7 @@
  * @module
  */
 
+export * from "./activations.ts";
 export * from "./dropout.ts";
 export * from "./embedding.ts";
 export * from "./generate.ts";
@@ -14,6 +15,7 @@ export * from "./models/llama.ts";
 export * from "./models/llama_config.ts";
 export {
   Adapter,
+  type LoadFileOptions,
   type LoadOptions,
   Module,
   Parameter,

@@ -22,10 +22,18 @@ export class Parameter<D extends DType = DType> extends Variable<D> {
   }
 }
 
-/** Options of {@linkcode Module.loadStateDict} and {@linkcode Module.load}. */
+/** Options of {@linkcode Module.loadStateDict}. */
 export interface LoadOptions {
   /** Whether keys that are missing or unexpected are an error. Shapes always must fit. Default true. */
   readonly strict?: boolean;
+  /** Which keys keep what they hold where they are missing. Default: none. */
+  readonly mayMiss?: (key: string) => boolean;
+}
+
+/** Options of {@linkcode Module.load}. */
+export interface LoadFileOptions extends LoadOptions {
+  /** What a file's key is called here; null leaves it out. Default: the same. */
+  readonly rename?: (key: string) => string | null;
 }
 
 /**
@@ -173,25 +181,25 @@ export abstract class Module {
    *
    * Throws an `Error` that lists every missing, unexpected and mis-shaped key.
    */
-  async load(path: string | readonly string[], options: LoadOptions = {}): Promise<this> {
+  async load(path: string | readonly string[], options: LoadFileOptions = {}): Promise<this> {
+    const { rename = (key: string): string => key } = options;
     const files: SafetensorsFile[] = [];
     try {
       for (const p of typeof path === "string" ? [path] : path) {
         files.push(await openSafetensors(p));
       }
-      const owner = new Map<string, SafetensorsFile>();
-      const entries = new Map<string, { shape: Shape; dtype: string }>();
+      const origins = new Map<string, { file: SafetensorsFile; name: string; shape: Shape }>();
       for (const file of files) {
-        for (const [key, entry] of file.entries) {
-          owner.set(key, file);
-          entries.set(key, entry);
+        for (const [name, { shape }] of file.entries) {
+          const key = rename(name);
+          if (key !== null) origins.set(key, { file, name, shape });
         }
       }
       const what = `load ${files.map((f) => f.name).join(", ")} into ${this.constructor.name}`;
-      for (const [key, variable] of this.#targets(entries, options, what)) {
-        const file = owner.get(key)!;
-        const { dtype, shape } = file.entries.get(key)!;
-        const data = hostValues(await file.read(key), dtype, `${what}: key "${key}"`);
+      for (const [key, variable] of this.#targets(origins, options, what)) {
+        const { file, name, shape } = origins.get(key)!;
+        const { dtype } = file.entries.get(name)!;
+        const data = hostValues(await file.read(name), dtype, `${what}: key "${name}"`);
         await writeHost(variable, { shape, data }, key);
       }
     } finally {
@@ -200,18 +208,21 @@ export abstract class Module {
     return this;
   }
 
-  /** Writes the state into a safetensors file, which is whole or what it was before. */
-  async save(path: string): Promise<void> {
+  /**
+   * Writes the state into a safetensors file, which is whole or what it was before. `rename` says what a
+   * key is called there.
+   */
+  async save(path: string, rename: (key: string) => string = (key) => key): Promise<void> {
     const state = [...this.stateDict()].map(([key, variable]) =>
-      [key, safetensorsInput(variable)] as const
+      [rename(key), safetensorsInput(variable)] as const
     );
     await writeSafetensors(path, state, { format: "pt" });
   }
 
   /** For each key of `state` that is to be loaded, the variable it goes to. */
   #targets(
-    state: ReadonlyMap<string, { readonly shape: Shape; readonly dtype?: string }>,
-    { strict = true }: LoadOptions,
+    state: ReadonlyMap<string, { readonly shape: Shape }>,
+    { strict = true, mayMiss }: LoadOptions,
     what: string,
   ): [string, Variable][] {
     // A tied weight may stand in a file under any of its names.
@@ -226,6 +237,7 @@ export abstract class Module {
     const needed = new Map<string, Shape>();
     for (const [variable, names] of namesOf) {
       const present = names.filter((name) => state.has(name));
+      if (present.length === 0 && mayMiss?.(names[0])) continue;
       for (const name of present.length > 0 ? present : names.slice(0, 1)) {
         needed.set(name, variable.shape);
       }
