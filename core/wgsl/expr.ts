@@ -12,6 +12,7 @@ import type { WgslArray, WgslModule } from "./module.ts";
 export interface ExprEnvironment {
   /** An i32 variable. */
   readonly coordinate: (dim: number) => string;
+  /** The memory of an input. */
   readonly array: (input: number) => WgslArray;
   /** A variable that holds the load already; null: it is to be read here. */
   readonly load?: (load: Load) => string | null;

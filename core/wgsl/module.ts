@@ -20,6 +20,7 @@ export type Access =
 
 /** A module that collects bindings and helpers while its code is written. */
 export class WgslModule {
+  /** The device the module is for. */
   readonly target: WgslTarget;
   readonly #bindings: (WgslBinding & { type: string })[] = [];
   readonly #helpers = new Set<string>();
@@ -27,7 +28,7 @@ export class WgslModule {
   #scalarBinding = -1;
   #names = 0;
 
-  /** @param scalars The types of the kernel's per-step values. */
+  /** A module for `target`; `scalars` are the types of the kernel's per-step values. */
   constructor(target: WgslTarget, scalars: readonly Register[] = []) {
     this.target = target;
     this.#scalars = scalars;

@@ -49,12 +49,12 @@ export function wgslType(type: Register): string {
   return type;
 }
 
-/** The statement that moves an output address by a scalar, where the kernel asks for it. */
+/** The term that moves an output address by a scalar, where the kernel asks for it. */
 export function slotTerm(module: WgslModule, write: Write): string {
   return write.slot === undefined ? "" : ` + ${module.scalar(write.slot)} * ${write.stride ?? 0}`;
 }
 
-/** The number of inputs that are the same memory as the output, named by index. */
+/** The inputs, by index, that are the same memory as the output. */
 export type Aliases = readonly number[];
 
 /** The program of a loop kernel that reduces nothing. */

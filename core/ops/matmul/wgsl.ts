@@ -21,7 +21,7 @@ import {
   type WgslProgram,
   type WgslTarget,
 } from "../../wgsl.ts";
-import { type Product, productOf } from "./wgsl_product.ts";
+import { productOf } from "./wgsl_product.ts";
 import { registerTile } from "./wgsl_register.ts";
 import { sharedTile } from "./wgsl_shared.ts";
 
@@ -104,5 +104,3 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }`;
   return module.pass(code, groups, count * chunks);
 }
-
-export type { Product };
