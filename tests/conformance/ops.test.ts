@@ -9,7 +9,7 @@ import {
   type DType,
   grad,
   noGrad,
-  Tensor,
+  type Tensor,
   tensor,
   useDevice,
   Variable,
