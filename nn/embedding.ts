@@ -21,7 +21,7 @@ import { Module, Parameter } from "./module.ts";
  * ```
  */
 export class Embedding extends Module {
-  /** [V, D] */
+  /** The vectors, [V, D] */
   weight: Parameter;
 
   /** A table of `count` vectors of `size`. */

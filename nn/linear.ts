@@ -31,9 +31,9 @@ export interface LinearOptions {
  * ```
  */
 export class Linear extends Module {
-  /** [out, in] */
+  /** W, [out, in] */
   weight: Parameter;
-  /** [out], or null */
+  /** b, [out], or null where there is none. */
   bias: Parameter | null;
 
   /** A layer from `inFeatures` to `outFeatures`. */
@@ -56,7 +56,11 @@ export class Linear extends Module {
     return this.weight.shape[0];
   }
 
-  /** [..., in] -> [..., out] */
+  /**
+   * [..., in] -> [..., out]
+   *
+   * Throws a `RangeError` where the input's last size is another.
+   */
   forward(x: Tensor): Tensor {
     if (x.shape.at(-1) !== this.inFeatures) {
       throw new RangeError(
@@ -92,9 +96,9 @@ export class Linear extends Module {
  * ```
  */
 export class Conv1D extends Module {
-  /** [in, out] */
+  /** W, [in, out] */
   weight: Parameter;
-  /** [out] */
+  /** b, [out] */
   bias: Parameter;
 
   /** A layer from `inFeatures` to `outFeatures`. */

@@ -9,9 +9,9 @@ import { Module, Parameter } from "./module.ts";
 
 /** `x / √(mean(x²) + ε) · weight` over the last dimension (Zhang and Sennrich 2019). */
 export class RMSNorm extends Module {
-  /** [D] */
+  /** Factor of each element, [D]; starts as 1. */
   weight: Parameter;
-  /** ε */
+  /** ε, added to the mean square. */
   eps: number;
 
   /** Over a last dimension of `size`. */
@@ -29,11 +29,11 @@ export class RMSNorm extends Module {
 
 /** `(x - mean) / √(var + ε) · weight + bias` over the last dimension (Ba, Kiros and Hinton 2016). */
 export class LayerNorm extends Module {
-  /** [D] */
+  /** Factor of each element, [D]; starts as 1. */
   weight: Parameter;
-  /** [D], or null */
+  /** Added to each element, [D]; starts as 0. Or null. */
   bias: Parameter | null;
-  /** ε */
+  /** ε, added to the variance. */
   eps: number;
 
   /** Over a last dimension of `size`. */

@@ -17,9 +17,9 @@ import {
 export interface AdamOptions {
   /** Learning rate. Default 1e-3. */
   readonly lr?: number;
-  /** Decay of the two moments. Default [0.9, 0.999]. */
+  /** Decay of the two moments, the running means of g and g². Default [0.9, 0.999]. */
   readonly betas?: readonly [number, number];
-  /** Added to the denominator. Default 1e-8. */
+  /** Added to the denominator, √v, so that it is not 0. Default 1e-8. */
   readonly eps?: number;
   /** Adam: factor of an L2 penalty, default 0. AdamW: decay, default 0.01. */
   readonly weightDecay?: number;

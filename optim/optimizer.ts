@@ -62,7 +62,7 @@ export interface OptimizerState {
   readonly tensors: ReadonlyMap<string, StateTensor>;
 }
 
-/** Base of all optimizers. */
+/** Base of all optimizers: a subclass says how one parameter is updated. */
 export abstract class Optimizer {
   /** The groups of parameters, with settings that may be changed between steps. */
   readonly groups: readonly OptimizerGroup[];

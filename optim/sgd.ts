@@ -28,7 +28,8 @@ export interface SGDOptions {
 }
 
 /**
- * `b ← μ b + (1 - d) g`, `p ← p - lr b`; the first b is g. The rules are PyTorch's.
+ * `b ← μ b + (1 - d) g`, `p ← p - lr b`, with momentum μ and dampening d; the first b is g. The rules
+ * are PyTorch's.
  *
  * @example
  * ```ts

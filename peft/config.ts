@@ -6,7 +6,7 @@
 
 /** Settings of a LoRA adapter, by PEFT's names. */
 export interface LoraConfig {
-  /** Rank. Default 8. */
+  /** Rank: the inner size of the two matrices. Default 8. */
   readonly r?: number;
   /** α: the scale is α / r. Default 8. */
   readonly lora_alpha?: number;
@@ -32,7 +32,7 @@ export interface LoraConfig {
   readonly use_rslora?: boolean;
   /** true: A kaiming-uniform, B zero. "gaussian": A normal with deviation 1 / r, B zero. Default true. */
   readonly init_lora_weights?: boolean | "gaussian";
-  /** Where the base model came from. */
+  /** Where the base model came from: a folder or a name; only for those who read the file. */
   readonly base_model_name_or_path?: string | null;
   /** Such as "CAUSAL_LM"; only for those who read the file. */
   readonly task_type?: string | null;
@@ -40,7 +40,7 @@ export interface LoraConfig {
   readonly [key: string]: unknown;
 }
 
-/** A configuration with nothing left open. */
+/** A configuration with nothing left open, which {@linkcode resolveLoraConfig} makes. */
 export type ResolvedLoraConfig =
   & LoraConfig
   & Required<

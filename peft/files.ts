@@ -24,7 +24,10 @@ const PREFIX = "base_model.model.";
 /** The parts of an adapter; their names in a model and in a file are the same. */
 const PARTS: readonly string[] = ["lora_A.weight", "lora_B.weight"];
 
-/** The key in a file of one part of the adapter beside the module `path`. Holds no adapter's name. */
+/**
+ * The key in a file of one part, such as "lora_A.weight", of the adapter beside the module `path`.
+ * Holds no adapter's name.
+ */
 export function encodeKey(path: string, part: string): string {
   return `${PREFIX}${path}.${part}`;
 }
@@ -39,7 +42,7 @@ export function decodeKey(key: string): { path: string; part: string } | null {
 
 /** Options of {@linkcode saveAdapter}. */
 export interface SaveAdapterOptions {
-  /** Which adapter. Default "default". */
+  /** Name of the adapter to write. Default "default". */
   readonly name?: string;
 }
 

@@ -11,13 +11,13 @@ import { findTargets, type Target } from "./target.ts";
 
 /** The two small matrices beside one linear layer. Their names are PEFT's. */
 export class LoraAdapter extends Adapter {
-  /** [r, in] */
+  /** A, from the input to the rank: [r, in] */
   lora_A: Linear;
-  /** [out, r] */
+  /** B, from the rank to the output: [out, r] */
   lora_B: Linear;
-  /** Before A. */
+  /** Dropout of A's input. */
   dropout: Dropout;
-  /** α / r, or α / √r. */
+  /** Factor of B A: α / r, or α / √r with use_rslora. */
   readonly scale: number;
   /** What the whole adapter was made from. */
   readonly config: ResolvedLoraConfig;
@@ -68,7 +68,7 @@ export class LoraLinear extends Linear {
     this.training = base.training;
   }
 
-  /** [..., in] -> [..., out] */
+  /** [..., in] -> [..., out]: the layer's output and what the active adapters add. */
   override forward(x: Tensor): Tensor {
     let y = super.forward(x);
     for (const name of this.active) {

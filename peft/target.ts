@@ -14,13 +14,13 @@ const DEFAULT_TARGETS: Readonly<Record<string, readonly string[]>> = {
 
 /** A layer to adapt. */
 export interface Target {
-  /** Where it stands in the model. */
+  /** Its path in the model: names of fields, joined by dots. */
   readonly path: string;
   /** The layer there. */
   readonly layer: Linear;
-  /** Rank. */
+  /** Rank of its adapter. */
   readonly r: number;
-  /** α */
+  /** α of its adapter. */
   readonly alpha: number;
 }
 

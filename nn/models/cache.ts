@@ -25,11 +25,11 @@ export interface KVCacheOptions {
  * a decoding step is the same plan at every position.
  */
 export class KVCache {
-  /** One for each layer, [B, Hkv, capacity, D]. */
+  /** The keys: one variable a layer, [B, Hkv, capacity, D]. */
   readonly keys: Variable[];
-  /** One for each layer, [B, Hkv, capacity, D]. */
+  /** The values: one variable a layer, [B, Hkv, capacity, D]. */
   readonly values: Variable[];
-  /** Rows. */
+  /** Rows decoded together. */
   readonly batch: number;
   /** Positions there is room for. */
   readonly capacity: number;
