@@ -7,7 +7,7 @@
 import { Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
 import { threefryWord } from "../core/random.ts";
 import type { KVCache } from "./models/cache.ts";
-import type { ForwardOptions } from "./models/llama.ts";
+import type { ForwardOptions } from "./models/decoder.ts";
 import type { Module } from "./module.ts";
 import { checkSampling, sampleToken, type SamplingOptions } from "./sampling.ts";
 
@@ -15,15 +15,18 @@ import { checkSampling, sampleToken, type SamplingOptions } from "./sampling.ts"
 export interface GenerativeModel extends Module {
   /** As in Hugging Face's `config.json`. */
   readonly config: {
+    /** Longest sequence, in tokens. */
     readonly max_position_embeddings: number;
+    /** The tokens that end a text. */
     readonly eos_token_id?: number | readonly number[] | null;
+    /** Tokens in the vocabulary. */
     readonly vocab_size: number;
   };
-  /** i32 [B, T] -> [B, T, hidden] */
+  /** i32 [B, T] -> the last hidden states, [B, T, hidden]. */
   forward(ids: Tensor, options?: ForwardOptions): Tensor;
-  /** [..., hidden] -> [..., V] */
+  /** Scores of each token as the next one: [..., hidden] -> [..., V] */
   logits(hidden: Tensor): Tensor;
-  /** An empty cache for `batch` rows of `capacity` positions. */
+  /** An empty cache for `batch` rows of up to `capacity` positions. */
   createCache(batch: number, capacity: number): KVCache;
 }
 

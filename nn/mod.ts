@@ -11,8 +11,35 @@ export * from "./generate.ts";
 export * from "./linear.ts";
 export * from "./losses.ts";
 export * from "./models/cache.ts";
-export * from "./models/llama.ts";
-export * from "./models/llama_config.ts";
+export { loadModel } from "./models/auto.ts";
+export { CausalLM, type ForwardOptions, type LanguageBatch } from "./models/decoder.ts";
+export {
+  LlamaAttention,
+  LlamaDecoderLayer,
+  LlamaForCausalLM,
+  LlamaMLP,
+  LlamaModel,
+  type LlamaPass,
+} from "./models/llama.ts";
+export {
+  type FilledLlamaConfig,
+  type LlamaConfig,
+  type LlamaFamily,
+  type LlamaTraits,
+  type ResolvedLlamaConfig,
+  resolveLlamaConfig,
+  ropeFrequencies,
+  type RopeScaling,
+} from "./models/llama_config.ts";
+export { type MistralConfig, MistralForCausalLM } from "./models/mistral.ts";
+export { type Qwen2Config, Qwen2ForCausalLM } from "./models/qwen2.ts";
+export { type Qwen3Config, Qwen3ForCausalLM } from "./models/qwen3.ts";
+export {
+  type PretrainedClass,
+  type PretrainedInfo,
+  PretrainedModel,
+  type PretrainedOptions,
+} from "./models/pretrained_model.ts";
 export {
   Adapter,
   type LoadFileOptions,

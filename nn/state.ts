@@ -15,10 +15,15 @@ export interface HostTensor {
   readonly data: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
 }
 
+/** Keys or shapes that do not fit. */
+export class KeysError extends Error {
+  override readonly name = "KeysError";
+}
+
 /**
  * Compares the keys and shapes that are needed with those that are there.
  *
- * Throws an `Error` that lists every missing, unexpected and mis-shaped key; where not `strict`, only
+ * Throws a {@linkcode KeysError} that lists every missing, unexpected and mis-shaped key; where not `strict`, only
  * wrong shapes are errors.
  */
 export function checkKeys(
@@ -47,7 +52,9 @@ export function checkKeys(
     list(unexpected.length === 1 ? "key is unexpected" : "keys are unexpected", unexpected);
   }
   list(misshaped.length === 1 ? "key has another shape" : "keys have other shapes", misshaped);
-  if (problems.length > 0) throw new Error(`${what}: the keys do not fit; ${problems.join("\n")}`);
+  if (problems.length > 0) {
+    throw new KeysError(`${what}: the keys do not fit; ${problems.join("\n")}`);
+  }
 }
 
 /** The elements of a safetensors tensor; 16-bit and 64-bit floats become 32-bit ones. */

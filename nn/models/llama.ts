@@ -5,52 +5,28 @@
  * @module
  */
 
-import {
-  attention,
-  checkpoint,
-  crossEntropy,
-  linearCrossEntropy,
-  normal,
-  rope,
-  type Tensor,
-  tensor,
-  Variable,
-  zeros,
-} from "../../core/mod.ts";
+import { checkpoint, rope, type Tensor, tensor, Variable } from "../../core/mod.ts";
 import { Embedding } from "../embedding.ts";
 import { Linear } from "../linear.ts";
 import { Module } from "../module.ts";
 import { RMSNorm } from "../norm.ts";
 import { KVCache } from "./cache.ts";
 import {
+  causalAttention,
+  CausalLM,
+  type ForwardOptions,
+  passSizes,
+  splitHeads,
+} from "./decoder.ts";
+import {
   type LlamaConfig,
+  type LlamaFamily,
+  llamaFamily,
   type ResolvedLlamaConfig,
   resolveLlamaConfig,
   ropeFrequencies,
 } from "./llama_config.ts";
-import { pretrainedConfig, weightFiles } from "./pretrained.ts";
-
-/** Options of a forward pass. */
-export interface ForwardOptions {
-  /** Position of each token, [B, T]; default: 0, 1, ... from the cache's length on. */
-  readonly positions?: Int32Array<ArrayBuffer>;
-  /** bool, broadcastable to [B, H, T, keys]: true where a key may be attended to. */
-  readonly mask?: Tensor;
-  /** Keys and values of earlier positions; those of this pass are added. */
-  readonly cache?: KVCache;
-}
-
-/**
- * A batch of next-token prediction, as tensors or as a data loader gives it: inputs i32 [B, T], and
- * targets [B, T], the token after each input, -100 where it does not count.
- */
-export type LanguageBatch =
-  | { readonly inputs: Tensor; readonly targets: Tensor }
-  | {
-    readonly inputs: Int32Array<ArrayBuffer>;
-    readonly targets: Int32Array<ArrayBuffer>;
-    readonly shape: readonly [batch: number, sequence: number];
-  };
+import type { PretrainedInfo } from "./pretrained_model.ts";
 
 /** What every layer shares in one pass. */
 export interface LlamaPass {
@@ -74,49 +50,57 @@ export class LlamaAttention extends Module {
   v_proj: Linear;
   /** Output: [hidden, H·D] */
   o_proj: Linear;
+  /** Norm of each head of queries, [D]; null except in Qwen3. */
+  q_norm: RMSNorm | null;
+  /** Norm of each head of keys, [D]; null except in Qwen3. */
+  k_norm: RMSNorm | null;
   readonly #config: ResolvedLlamaConfig;
   readonly #layer: number;
 
   /** That of layer `layer`. */
   constructor(config: ResolvedLlamaConfig, layer: number) {
     super();
-    const { hidden_size: size, head_dim: d, attention_bias: bias } = config;
+    const { hidden_size: size, head_dim: d, traits } = config;
     const heads = config.num_attention_heads * d, kvHeads = config.num_key_value_heads * d;
-    this.q_proj = new Linear(size, heads, { bias });
-    this.k_proj = new Linear(size, kvHeads, { bias });
-    this.v_proj = new Linear(size, kvHeads, { bias });
-    this.o_proj = new Linear(heads, size, { bias });
+    this.q_proj = new Linear(size, heads, { bias: traits.inputBias });
+    this.k_proj = new Linear(size, kvHeads, { bias: traits.inputBias });
+    this.v_proj = new Linear(size, kvHeads, { bias: traits.inputBias });
+    this.o_proj = new Linear(heads, size, { bias: traits.outputBias });
+    this.q_norm = traits.headNorms ? new RMSNorm(d, config.rms_norm_eps) : null;
+    this.k_norm = traits.headNorms ? new RMSNorm(d, config.rms_norm_eps) : null;
     this.#config = config;
     this.#layer = layer;
   }
 
   /** [B, T, hidden] -> [B, T, hidden] */
   forward(x: Tensor, { cos, sin, mask, cache }: LlamaPass): Tensor {
-    const [b, t] = x.shape;
-    const { num_attention_heads: h, num_key_value_heads: hkv, head_dim: d } = this.#config;
-    const heads = (y: Tensor, n: number): Tensor => y.reshape(b, t, n, d).permute(0, 2, 1, 3);
-    const q = rope(heads(this.q_proj.forward(x), h), cos, sin); // [B, H, T, D]
-    let k = rope(heads(this.k_proj.forward(x), hkv), cos, sin); // [B, Hkv, T, D]
-    let v = heads(this.v_proj.forward(x), hkv);
-    let keys = t;
-    if (cache) {
-      const before = cache.length;
-      keys = before + t;
-      k = cache.keys[this.#layer].update(k, 2, before); // [B, Hkv, capacity, D]
-      v = cache.values[this.#layer].update(v, 2, before);
-    }
-    const y = attention(q, k, v, { causal: true, mask, keys }); // [B, H, T, D]
-    return this.o_proj.forward(y.permute(0, 2, 1, 3).reshape(b, t, h * d));
+    const { num_attention_heads: h, num_key_value_heads: hkv, traits } = this.#config;
+    const q = splitHeads(this.q_proj.forward(x), h); // [B, H, T, D]
+    const k = splitHeads(this.k_proj.forward(x), hkv); // [B, Hkv, T, D]
+    const v = splitHeads(this.v_proj.forward(x), hkv);
+    const y = causalAttention(
+      rope(this.q_norm?.forward(q) ?? q, cos, sin),
+      rope(this.k_norm?.forward(k) ?? k, cos, sin),
+      v,
+      this.#layer,
+      cache,
+      {
+        mask,
+        window: traits.windows[this.#layer],
+        dropout: this.training ? this.#config.attention_dropout : 0,
+      },
+    );
+    return this.o_proj.forward(y); // [B, T, H·D] -> [B, T, hidden]
   }
 }
 
 /** The gated feed-forward layer, SwiGLU (Shazeer 2020). */
 export class LlamaMLP extends Module {
-  /** [inner, hidden] */
+  /** The gate, which goes through SiLU: [inner, hidden] */
   gate_proj: Linear;
-  /** [inner, hidden] */
+  /** What is gated: [inner, hidden] */
   up_proj: Linear;
-  /** [hidden, inner] */
+  /** Output: [hidden, inner] */
   down_proj: Linear;
 
   /** Fresh weights. */
@@ -137,13 +121,13 @@ export class LlamaMLP extends Module {
 
 /** One block: attention and feed-forward, each after a norm and around a residual. */
 export class LlamaDecoderLayer extends Module {
-  /** Attention. */
+  /** Attention, on what input_layernorm gives. */
   self_attn: LlamaAttention;
-  /** Feed-forward. */
+  /** Feed-forward, on what post_attention_layernorm gives. */
   mlp: LlamaMLP;
-  /** Before attention. */
+  /** Norm before attention. */
   input_layernorm: RMSNorm;
-  /** Before feed-forward. */
+  /** Norm before feed-forward. */
   post_attention_layernorm: RMSNorm;
 
   /** Number `layer`, from 0. */
@@ -164,11 +148,11 @@ export class LlamaDecoderLayer extends Module {
 
 /** Embedding, blocks and final norm. */
 export class LlamaModel extends Module {
-  /** [V, hidden] */
+  /** The vectors of the tokens: [V, hidden] */
   embed_tokens: Embedding;
   /** The blocks, in order. */
   layers: LlamaDecoderLayer[];
-  /** After the last block. */
+  /** Norm after the last block. */
   norm: RMSNorm;
   /** Whether blocks are computed again in backward rather than held: less memory, more time. */
   gradientCheckpointing = false;
@@ -193,18 +177,8 @@ export class LlamaModel extends Module {
    * Throws a `RangeError` where ids are not [B, T], or the cache has no room for T more positions.
    */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    if (ids.rank !== 2 || ids.size === 0) {
-      throw new RangeError(`LlamaModel: needs tokens [B, T], got [${ids.shape.join(", ")}]`);
-    }
-    const [b, t] = ids.shape;
     const { cache, mask, positions } = options;
-    const before = cache?.length ?? 0;
-    if (cache && (cache.batch !== b || before + t > cache.capacity)) {
-      throw new RangeError(
-        `LlamaModel: the cache holds ${cache.batch} rows of ${cache.capacity} positions, of which ` +
-          `${before} are taken; got tokens [${b}, ${t}]`,
-      );
-    }
+    const { b, t, before } = passSizes("LlamaModel", ids, options);
     const pass: LlamaPass = { ...this.#rotations(b, t, before, positions), mask, cache };
     let x = this.embed_tokens.forward(ids); // [B, T, hidden]
     for (const layer of this.layers) {
@@ -223,11 +197,6 @@ export class LlamaModel extends Module {
     before: number,
     positions?: Int32Array<ArrayBuffer>,
   ): { cos: Tensor; sin: Tensor } {
-    if (positions && positions.length !== b * t) {
-      throw new RangeError(
-        `LlamaModel: needs ${b * t} positions for tokens [${b}, ${t}], got ${positions.length}`,
-      );
-    }
     let last = before + t;
     if (positions) { for (const p of positions) if (p >= last) last = p + 1; }
     const { cos, sin } = this.#table(last);
@@ -280,86 +249,45 @@ export class LlamaModel extends Module {
  * console.log(model.logits(model.forward(ids)).shape); // [1, 4, 50]
  * ```
  */
-export class LlamaForCausalLM extends Module {
+export class LlamaForCausalLM extends CausalLM {
+  /** Its checkpoints. */
+  static readonly pretrained: PretrainedInfo = llamaInfo("LlamaForCausalLM", llamaFamily);
+
   /** All but the output layer. */
   model: LlamaModel;
-  /** [V, hidden] */
-  lm_head: Linear;
+  /** Output layer, [V, hidden]; its weight is the embedding's where they are tied. */
+  override lm_head: Linear;
   readonly #config: ResolvedLlamaConfig;
 
-  /** Fresh weights, N(0, initializer_range), as Hugging Face's. On `meta`: shapes alone. */
-  constructor(config: LlamaConfig) {
-    super();
-    const resolved = resolveLlamaConfig(config);
+  /**
+   * Fresh weights, N(0, initializer_range), as Hugging Face's. On `meta`: shapes alone.
+   *
+   * Throws a `TypeError` or `RangeError` that names the setting at fault.
+   */
+  constructor(config: LlamaConfig, family: LlamaFamily = llamaFamily) {
+    super(config);
+    const resolved = resolveLlamaConfig(config, "LlamaConfig", family);
     this.#config = resolved;
     this.model = new LlamaModel(resolved);
     this.lm_head = new Linear(resolved.hidden_size, resolved.vocab_size, {
       bias: false,
       weight: resolved.tie_word_embeddings ? this.model.embed_tokens.weight : undefined,
     });
-    for (const module of this.modules()) {
-      if (!(module instanceof Linear || module instanceof Embedding)) continue;
-      module.weight.assign(normal(module.weight.shape, { std: resolved.initializer_range }));
-      if (module instanceof Linear) module.bias?.assign(zeros(module.bias.shape));
-    }
-  }
-
-  /**
-   * The model in a folder of Hugging Face's layout: `config.json` and `model.safetensors`, or the parts
-   * that `model.safetensors.index.json` names. It comes in evaluation mode.
-   *
-   * Throws an `Error` that names the file where one is missing, or lists the keys that do not fit.
-   */
-  static async fromPretrained(folder: string): Promise<LlamaForCausalLM> {
-    const { config, path } = await pretrainedConfig(folder);
-    const model = new LlamaForCausalLM(resolveLlamaConfig(config as unknown as LlamaConfig, path));
-    await model.load(await weightFiles(folder));
-    return model.eval();
+    this.initialize(resolved.initializer_range);
   }
 
   /** The configuration, defaults filled in. */
-  get config(): ResolvedLlamaConfig {
+  override get config(): ResolvedLlamaConfig {
     return this.#config;
   }
 
   /** i32 [B, T] -> the last hidden states, [B, T, hidden]. */
-  forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
+  override forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
     return this.model.forward(ids, options);
   }
 
-  /** [..., hidden] -> [..., V] */
-  logits(hidden: Tensor): Tensor {
-    return this.lm_head.forward(hidden);
-  }
-
-  /**
-   * Mean cross-entropy a target, in nats. The logits of all positions are never held at once, unless
-   * the output layer is adapted.
-   */
-  loss(batch: LanguageBatch, options: ForwardOptions = {}): Tensor {
-    const { inputs, targets } = "shape" in batch
-      ? {
-        inputs: tensor(batch.inputs, { shape: batch.shape }),
-        targets: tensor(batch.targets, { shape: batch.shape }),
-      }
-      : batch;
-    const hidden = this.forward(inputs, options);
-    const wanted = targets.flatten(); // [B·T]
-    const rows = hidden.reshape(-1, hidden.shape.at(-1)!); // [B·T, hidden]
-    // An adapted or biased output layer is more than its weight.
-    if (this.lm_head.constructor === Linear && !this.lm_head.bias) {
-      return linearCrossEntropy(rows, this.lm_head.weight, wanted);
-    }
-    return crossEntropy(this.logits(rows), wanted);
-  }
-
-  /** The layer that makes logits: "all-linear" adapters leave it out. */
-  outputEmbedding(): Linear {
-    return this.lm_head;
-  }
-
   /** An empty cache for `batch` rows of up to `capacity` positions. */
-  createCache(batch: number, capacity: number): KVCache {
+  override createCache(batch: number, capacity: number): KVCache {
     const { num_hidden_layers, num_key_value_heads, head_dim } = this.#config;
     return new KVCache({
       layers: num_hidden_layers,
@@ -369,4 +297,18 @@ export class LlamaForCausalLM extends Module {
       headDim: head_dim,
     });
   }
+}
+
+/** What a relative's class says of its checkpoints. */
+export function llamaInfo(architecture: string, family: LlamaFamily): PretrainedInfo {
+  return {
+    architecture,
+    modelType: family.modelType,
+    base: "model",
+    // Old files hold the rotary frequencies, which follow from the configuration.
+    ignored: /\.rotary_emb\.inv_freq$/,
+    checkConfig: (config, source) => {
+      resolveLlamaConfig(config as unknown as LlamaConfig, source, family);
+    },
+  };
 }

@@ -1,14 +1,19 @@
 /**
- * Llama's configuration, as `config.json` of Hugging Face has it.
+ * The configuration of Llama and its relatives, as `config.json` of Hugging Face has it.
  *
  * @module
  */
 
 /** Rotary frequencies stretched for longer contexts. */
 export type RopeScaling =
-  | { readonly rope_type: "linear"; readonly factor: number }
   | {
-    /** As Llama 3.1. */
+    /** Every frequency is divided by the factor. */
+    readonly rope_type: "linear";
+    /** How many times longer the context gets. */
+    readonly factor: number;
+  }
+  | {
+    /** Slow pairs are stretched and fast ones left alone, as Llama 3.1 does. */
     readonly rope_type: "llama3";
     /** How many times longer the context gets. */
     readonly factor: number;
@@ -16,7 +21,7 @@ export type RopeScaling =
     readonly low_freq_factor: number;
     /** Pairs that turn around more often are left alone. */
     readonly high_freq_factor: number;
-    /** The original context. */
+    /** The original context, in tokens. */
     readonly original_max_position_embeddings: number;
   };
 
@@ -30,24 +35,26 @@ export interface LlamaConfig {
   readonly intermediate_size: number;
   /** Blocks. */
   readonly num_hidden_layers: number;
-  /** Heads of queries. */
+  /** Heads of queries in each block. */
   readonly num_attention_heads: number;
   /** Heads of keys and values; default: as many as of queries. */
   readonly num_key_value_heads?: number;
-  /** Default: hidden_size / num_attention_heads. */
+  /** Size of a head, even. Default: hidden_size / num_attention_heads. */
   readonly head_dim?: number;
-  /** Longest sequence. Default 2048. */
+  /** Longest sequence, in tokens. Default 2048. */
   readonly max_position_embeddings?: number;
-  /** Default 1e-6. */
+  /** ε of the norms. Default 1e-6. */
   readonly rms_norm_eps?: number;
-  /** Default 10000. */
+  /** Base of the rotary frequencies. Default 10000. */
   readonly rope_theta?: number;
-  /** Default: none. */
+  /** How the rotary frequencies are stretched for longer contexts. Default: not at all. */
   readonly rope_scaling?: RopeScaling | null;
   /** Whether the output layer is the embedding. Default false. */
   readonly tie_word_embeddings?: boolean;
   /** Whether the four projections of attention have a bias. Default false. */
   readonly attention_bias?: boolean;
+  /** Probability with which a weight of attention is 0 in training. Default 0. */
+  readonly attention_dropout?: number;
   /** Whether the feed-forward layers have a bias. Default false. */
   readonly mlp_bias?: boolean;
   /** Standard deviation of a fresh model's weights. Default 0.02. */
@@ -62,8 +69,45 @@ export interface LlamaConfig {
   readonly [key: string]: unknown;
 }
 
+/** In what the blocks of Llama's relatives differ. */
+export interface LlamaTraits {
+  /** Whether the projections to queries, keys and values have a bias. */
+  readonly inputBias: boolean;
+  /** Whether the projection after attention has one. */
+  readonly outputBias: boolean;
+  /** Whether each head of queries and keys is normalised. */
+  readonly headNorms: boolean;
+  /** For each layer, how many positions up to its own a query sees; 0: all. */
+  readonly windows: readonly number[];
+}
+
+/** A model that is Llama but for its settings. */
+export interface LlamaFamily {
+  /** As `model_type` names it. */
+  readonly modelType: string;
+  /** What a configuration leaves open, where it is not as Llama has it. */
+  readonly defaults: Partial<LlamaConfig>;
+  /** The traits of a configuration whose defaults are filled in. */
+  traits(config: FilledLlamaConfig, source: string): LlamaTraits;
+}
+
+/** Llama itself. */
+export const llamaFamily: LlamaFamily = {
+  modelType: "llama",
+  defaults: {},
+  traits: ({ attention_bias, num_hidden_layers }) => ({
+    inputBias: attention_bias,
+    outputBias: attention_bias,
+    headNorms: false,
+    windows: Array(num_hidden_layers).fill(0),
+  }),
+};
+
 /** A configuration with nothing left open. */
-export type ResolvedLlamaConfig =
+export type ResolvedLlamaConfig = FilledLlamaConfig & { readonly traits: LlamaTraits };
+
+/** A configuration whose defaults are filled in. */
+export type FilledLlamaConfig =
   & LlamaConfig
   & Required<
     Pick<
@@ -76,6 +120,7 @@ export type ResolvedLlamaConfig =
       | "rope_scaling"
       | "tie_word_embeddings"
       | "attention_bias"
+      | "attention_dropout"
       | "mlp_bias"
       | "initializer_range"
     >
@@ -88,12 +133,15 @@ export type ResolvedLlamaConfig =
  * Throws a `TypeError` or `RangeError` that names the key at fault.
  */
 export function resolveLlamaConfig(
-  config: LlamaConfig,
+  given: LlamaConfig,
   source = "LlamaConfig",
+  family: LlamaFamily = llamaFamily,
 ): ResolvedLlamaConfig {
-  const type = config.model_type ?? "llama";
-  if (type !== "llama") {
-    throw new TypeError(`${source}: needs model_type "llama", has ${JSON.stringify(type)}`);
+  const { modelType } = family;
+  const config: LlamaConfig = { ...family.defaults, ...given };
+  const type = config.model_type ?? modelType;
+  if (type !== modelType) {
+    throw new TypeError(`${source}: needs model_type "${modelType}", has ${JSON.stringify(type)}`);
   }
   const act = config.hidden_act ?? "silu";
   if (act !== "silu") {
@@ -101,7 +149,10 @@ export function resolveLlamaConfig(
   }
   // transformers 5 holds both rotary settings in one object.
   const rope = config.rope_parameters as Record<string, unknown> | null | undefined;
-  const resolved: ResolvedLlamaConfig = {
+  if ((rope?.partial_rotary_factor ?? 1) !== 1) {
+    throw new TypeError(`${source}: needs rope_parameters without partial_rotary_factor`);
+  }
+  const resolved = {
     ...config,
     num_key_value_heads: config.num_key_value_heads ?? config.num_attention_heads,
     head_dim: config.head_dim ?? config.hidden_size / config.num_attention_heads,
@@ -111,6 +162,7 @@ export function resolveLlamaConfig(
     rope_scaling: ropeScaling(config.rope_scaling ?? rope ?? null, source),
     tie_word_embeddings: config.tie_word_embeddings ?? false,
     attention_bias: config.attention_bias ?? false,
+    attention_dropout: config.attention_dropout ?? 0,
     mlp_bias: config.mlp_bias ?? false,
     initializer_range: config.initializer_range ?? 0.02,
   };
@@ -140,7 +192,7 @@ export function resolveLlamaConfig(
         `${resolved.num_attention_heads} and ${resolved.num_key_value_heads}`,
     );
   }
-  return resolved;
+  return { ...resolved, traits: family.traits(resolved, source) };
 }
 
 function ropeScaling(value: unknown, source: string): RopeScaling | null {

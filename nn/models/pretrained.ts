@@ -5,6 +5,7 @@
  */
 
 import { openForReading } from "../../core/files.ts";
+import { openSafetensors } from "../../core/safetensors.ts";
 
 /** Reads all of a text file; the error names the file. */
 export async function readText(operation: string, path: string): Promise<string> {
@@ -22,12 +23,8 @@ export async function readText(operation: string, path: string): Promise<string>
   }
 }
 
-/** Reads and parses a JSON object; the error names the file. */
-export async function readJson(
-  operation: string,
-  path: string,
-): Promise<Record<string, unknown>> {
-  const text = await readText(operation, path);
+/** Parses a JSON object; the error names the file. */
+export function parseJson(operation: string, path: string, text: string): Record<string, unknown> {
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -40,25 +37,85 @@ export async function readJson(
   return value as Record<string, unknown>;
 }
 
-/** `config.json` of a model's folder, and its path. */
-export async function pretrainedConfig(
-  folder: string,
-): Promise<{ config: Record<string, unknown>; path: string }> {
-  const path = `${folder}/config.json`;
-  return { config: await readJson("load model", path), path };
+/** Reads and parses a JSON object; the error names the file. */
+export async function readJson(
+  operation: string,
+  path: string,
+): Promise<Record<string, unknown>> {
+  return parseJson(operation, path, await readText(operation, path));
 }
 
-/** The safetensors files of a model's folder: one, or the parts its index names. */
-export async function weightFiles(folder: string): Promise<string[]> {
+/** The weights of a model's folder. */
+export interface Weights {
+  /** One safetensors file, or the parts of one. */
+  readonly paths: string[];
+  /** The keys in them. */
+  readonly keys: string[];
+}
+
+/**
+ * The safetensors files of a model's folder: `model.safetensors`, or the parts that
+ * `model.safetensors.index.json` names.
+ *
+ * Throws an `Error` that names the file where one is missing or broken, and lists the tensors that the
+ * index names and its parts do not hold.
+ */
+export async function weightFiles(folder: string): Promise<Weights> {
+  const operation = "load model";
   const whole = `${folder}/model.safetensors`;
-  try {
-    (await openForReading("load model", whole)).close();
-    return [whole];
-  } catch (error) {
-    const index = await readJson("load model", `${whole}.index.json`).catch(() => null);
-    const map = index?.weight_map;
-    if (typeof map !== "object" || map === null) throw error;
-    return [...new Set(Object.values(map as Record<string, string>))].sort()
-      .map((name) => `${folder}/${name}`);
+  if (await isThere(whole)) return { paths: [whole], keys: await keysOf(whole) };
+  const path = `${whole}.index.json`;
+  if (!await isThere(path)) {
+    throw new Error(`${operation}: needs ${whole} or ${path}, and neither can be opened`);
   }
+  const { weight_map: map } = await readJson(operation, path);
+  if (typeof map !== "object" || map === null || Array.isArray(map)) {
+    throw new TypeError(`${operation}: ${path} needs an object weight_map`);
+  }
+  const parts = new Map<string, string[]>();
+  for (const [key, name] of Object.entries(map)) {
+    // A part stands beside its index, nowhere else.
+    if (typeof name !== "string" || name === "" || /[\\/]/.test(name)) {
+      throw new TypeError(
+        `${operation}: ${path} needs a file name for "${key}", has ${JSON.stringify(name)}`,
+      );
+    }
+    parts.set(name, [...parts.get(name) ?? [], key]);
+  }
+  const missing: string[] = [];
+  for (const name of parts.keys()) if (!await isThere(`${folder}/${name}`)) missing.push(name);
+  if (missing.length > 0) {
+    throw new Error(
+      `${operation}: ${folder} lacks ${missing.join(", ")}, which ${path} names as ` +
+        `${missing.length === 1 ? "a part" : "parts"} of the weights`,
+    );
+  }
+  const keys: string[] = [];
+  const absent: string[] = [];
+  for (const [name, named] of parts) {
+    const there = new Set(await keysOf(`${folder}/${name}`));
+    keys.push(...there);
+    for (const key of named) if (!there.has(key)) absent.push(`${key} (in ${name})`);
+  }
+  if (absent.length > 0) {
+    throw new Error(
+      `${operation}: ${path} names tensors that are not there:\n  ${absent.join("\n  ")}`,
+    );
+  }
+  return { paths: [...parts.keys()].sort().map((name) => `${folder}/${name}`), keys };
+}
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    (await openForReading("load model", path)).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function keysOf(path: string): Promise<string[]> {
+  const file = await openSafetensors(path);
+  file.close();
+  return [...file.names];
 }

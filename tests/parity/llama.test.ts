@@ -1,7 +1,6 @@
 /** Llama and LoRA against PyTorch, transformers and PEFT: see README.md here. */
 
-import { assert, assertEquals } from "@std/assert";
-import { openSafetensors, type Tensor, tensor } from "@graft/ml";
+import { assertEquals } from "@std/assert";
 import { generate, LlamaForCausalLM } from "@graft/ml/nn";
 import { loadStories15M } from "@graft/ml/data";
 import {
@@ -15,41 +14,7 @@ import {
   withoutAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "../devices.ts";
-
-const here = new URL(".", import.meta.url).pathname;
-
-interface Golden {
-  readonly keys: readonly string[];
-  floats(key: string): Promise<Float32Array>;
-  ints(key: string): Promise<Tensor>;
-}
-
-async function golden(path: string): Promise<Golden & AsyncDisposable> {
-  const file = await openSafetensors(`${here}${path}`);
-  return {
-    keys: file.names,
-    floats: async (key) => new Float32Array((await file.read(key)).buffer),
-    ints: async (key) =>
-      tensor(new Int32Array((await file.read(key)).buffer), {
-        shape: file.entries.get(key)!.shape,
-      }),
-    [Symbol.asyncDispose]: () => file[Symbol.asyncDispose](),
-  };
-}
-
-/** The largest difference, against a scale of 1 or the largest value. */
-function near(what: string, got: ArrayLike<number>, want: Float32Array, tolerance: number): void {
-  assertEquals(got.length, want.length, what);
-  const scale = want.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
-  let worst = 0;
-  for (let i = 0; i < want.length; i++) worst = Math.max(worst, Math.abs(got[i] - want[i]) / scale);
-  assert(worst <= tolerance, `${what}: differs by ${worst}, at most ${tolerance}`);
-}
-
-/** transformers shifts its labels: logits[:, t] are held against labels[:, t + 1]. */
-function shifted(labels: Tensor): Tensor {
-  return labels.slice(1, 1).pad(1, 0, 1, -100);
-}
+import { golden, here, near, shifted } from "./golden.ts";
 
 forEachDevice("parity: stories15M's logits are PyTorch's, and its greedy text", async () => {
   const model = await LlamaForCausalLM.fromPretrained(await loadStories15M());
