@@ -66,6 +66,7 @@ export { scatterAdd } from "./ops/scatter_add.ts";
 export { stack } from "./ops/stack.ts";
 export { where } from "./ops/where.ts";
 export type { PlanReport } from "./plan.ts";
+export * from "./quantized.ts";
 export * from "./random.ts";
 export * from "./safetensors.ts";
 export type { Shape } from "./shape.ts";

@@ -87,6 +87,8 @@ export interface PointwiseOp extends OpBase {
   readonly reference: (...args: number[]) => number;
   readonly domain: readonly (readonly [number, number])[];
   readonly dtypes: readonly DType[];
+  /** The output's dtype, where it is not the last input's. */
+  readonly output?: DType;
 }
 /** Coordinates along `attrs.dim`. */
 export interface IotaOp extends OpBase {
@@ -238,6 +240,7 @@ export function pointwise(definition: PointwiseDefinition): PointwiseFunction {
     reference: definition.reference,
     domain: definition.domain,
     dtypes: definition.dtypes,
+    output: definition.output,
     samples: [],
   });
   const call = (...args: (Tensor | number)[]): Tensor => {
@@ -245,7 +248,7 @@ export function pointwise(definition: PointwiseDefinition): PointwiseFunction {
       throw new TypeError(`${name}: needs ${op.domain.length} arguments, got ${args.length}`);
     }
     const tensors = asTensors(name, args);
-    return recordPointwise(op, tensors, {}, definition.output);
+    return recordPointwise(op, tensors, {});
   };
   return Object.assign(call, { op });
 }
@@ -255,7 +258,6 @@ export function recordPointwise(
   op: PointwiseOp,
   tensors: readonly Tensor[],
   attrs: Attrs,
-  output?: DType,
 ): Tensor {
   const dtype = tensors[tensors.length - 1].dtype;
   let shape = tensors[0].shape;
@@ -275,7 +277,7 @@ export function recordPointwise(
     throw new TypeError(`${op.name}: needs dtype ${op.dtypes.join(" or ")}, got ${dtype}`);
   }
   return new Tensor(
-    record(op, tensors.map((t) => t.node), { shape, dtype: output ?? dtype }, attrs),
+    record(op, tensors.map((t) => t.node), { shape, dtype: op.output ?? dtype }, attrs),
   );
 }
 

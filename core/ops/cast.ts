@@ -19,6 +19,7 @@ function opFor(dtype: DType): PointwiseOp {
       reference: (x) => x,
       domain: [[-2, 2]],
       dtypes: DTYPES,
+      output: dtype,
       samples: [],
     });
     ops.set(dtype, op);
@@ -34,5 +35,5 @@ export function cast(x: Tensor, dtype: DType): Tensor {
   if (!DTYPES.includes(dtype)) {
     throw new TypeError(`to: needs one of ${DTYPES.join(", ")}, got ${dtype}`);
   }
-  return x.dtype === dtype ? x : recordPointwise(opFor(dtype), [x], {}, dtype);
+  return x.dtype === dtype ? x : recordPointwise(opFor(dtype), [x], {});
 }

@@ -169,12 +169,7 @@ async function pointwiseCase(op: PointwiseOp, dtype: DType, view: boolean): Prom
   if (whole && (op.name === "div" || op.name === "rem")) inputs[1] = { ...inputs[1], low: 1 };
   const flats = inputs.map((input) => values(input, next));
   const { recordPointwise } = await import("../../core/op.ts");
-  const output = ["eq", "ne", "lt", "le", "gt", "ge", "isnan"].includes(op.name)
-    ? "bool"
-    : op.name === "unit"
-    ? "f32"
-    : undefined;
-  const call = (...t: Tensor[]): Tensor => recordPointwise(op, t, {}, output);
+  const call = (...t: Tensor[]): Tensor => recordPointwise(op, t, {});
   const out = call(...flats.map((f, i) => (view ? asView : plain)(f, inputs[i])));
   const got = await out.data();
   // The reference, on what the device really holds.
