@@ -22,6 +22,16 @@ export {
   type LlamaPass,
 } from "./models/llama.ts";
 export {
+  GPT2Attention,
+  GPT2Block,
+  type GPT2Config,
+  GPT2LMHeadModel,
+  GPT2MLP,
+  GPT2Model,
+  type ResolvedGPT2Config,
+  resolveGPT2Config,
+} from "./models/gpt2.ts";
+export {
   type FilledLlamaConfig,
   type LlamaConfig,
   type LlamaFamily,
@@ -34,6 +44,13 @@ export {
 export { type MistralConfig, MistralForCausalLM } from "./models/mistral.ts";
 export { type Qwen2Config, Qwen2ForCausalLM } from "./models/qwen2.ts";
 export { type Qwen3Config, Qwen3ForCausalLM } from "./models/qwen3.ts";
+export {
+  type LayerPrefix,
+  type PromptHost,
+  type PromptPass,
+  type PromptSizes,
+  SoftPrompt,
+} from "./models/prompt.ts";
 export {
   type PretrainedClass,
   type PretrainedInfo,

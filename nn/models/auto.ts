@@ -5,6 +5,7 @@
  */
 
 import { modelConfig } from "./config_file.ts";
+import { GPT2LMHeadModel } from "./gpt2.ts";
 import { LlamaForCausalLM } from "./llama.ts";
 import { MistralForCausalLM } from "./mistral.ts";
 import {
@@ -21,6 +22,7 @@ const CLASSES: readonly PretrainedClass[] = [
   MistralForCausalLM,
   Qwen2ForCausalLM,
   Qwen3ForCausalLM,
+  GPT2LMHeadModel,
 ];
 
 /**

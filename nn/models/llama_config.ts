@@ -4,6 +4,8 @@
  * @module
  */
 
+import { checkModelType, checkProbabilities, checkSizes } from "./checks.ts";
+
 /** Rotary frequencies stretched for longer contexts. */
 export type RopeScaling =
   | {
@@ -139,10 +141,7 @@ export function resolveLlamaConfig(
 ): ResolvedLlamaConfig {
   const { modelType } = family;
   const config: LlamaConfig = { ...family.defaults, ...given };
-  const type = config.model_type ?? modelType;
-  if (type !== modelType) {
-    throw new TypeError(`${source}: needs model_type "${modelType}", has ${JSON.stringify(type)}`);
-  }
+  checkModelType(config.model_type, modelType, source);
   const act = config.hidden_act ?? "silu";
   if (act !== "silu") {
     throw new TypeError(`${source}: needs hidden_act "silu", has ${JSON.stringify(act)}`);
@@ -166,8 +165,9 @@ export function resolveLlamaConfig(
     mlp_bias: config.mlp_bias ?? false,
     initializer_range: config.initializer_range ?? 0.02,
   };
-  for (
-    const key of [
+  checkSizes(
+    resolved,
+    [
       "vocab_size",
       "hidden_size",
       "intermediate_size",
@@ -176,13 +176,10 @@ export function resolveLlamaConfig(
       "num_key_value_heads",
       "head_dim",
       "max_position_embeddings",
-    ] as const
-  ) {
-    const value = resolved[key];
-    if (!Number.isInteger(value) || value < 1) {
-      throw new RangeError(`${source}: ${key} must be a whole number from 1 on, is ${value}`);
-    }
-  }
+    ],
+    source,
+  );
+  checkProbabilities(resolved, ["attention_dropout"], source);
   if (resolved.head_dim % 2 !== 0) {
     throw new RangeError(`${source}: head_dim must be even, is ${resolved.head_dim}`);
   }
