@@ -22,6 +22,8 @@ export interface GenerativeModel extends Module {
     /** Tokens in the vocabulary. */
     readonly vocab_size: number;
   };
+  /** A soft prompt before every row; its virtual tokens take positions. */
+  readonly prompt?: { readonly length: number } | null;
   /** i32 [B, T] -> the last hidden states, [B, T, hidden]. */
   forward(ids: Tensor, options?: ForwardOptions): Tensor;
   /** Scores of each token as the next one: [..., hidden] -> [..., V] */
@@ -113,7 +115,9 @@ async function* decode(
   options: GenerateOptions,
 ): AsyncGenerator<(Step | null)[], void> {
   const { maxTokens = 128, generator = 0 } = options;
-  const { max_position_embeddings: longest, vocab_size: vocab, eos_token_id: eos } = model.config;
+  const { vocab_size: vocab, eos_token_id: eos } = model.config;
+  const lead = model.prompt?.length ?? 0;
+  const longest = model.config.max_position_embeddings - lead;
   checkSampling(options);
   if (!Number.isInteger(maxTokens) || maxTokens < 0) {
     throw new RangeError(`generate: maxTokens must be a whole number, got ${maxTokens}`);
@@ -122,7 +126,8 @@ async function* decode(
   prompts.forEach((prompt, b) => {
     if (prompt.length < 1 || prompt.length > longest) {
       throw new RangeError(
-        `generate: prompt ${b} needs 1 to ${longest} tokens, got ${prompt.length}`,
+        `generate: prompt ${b} needs 1 to ${longest} tokens` +
+          (lead > 0 ? `, which a soft prompt of ${lead} leaves` : "") + `, got ${prompt.length}`,
       );
     }
     for (const id of Array.from(prompt)) {
@@ -158,7 +163,7 @@ async function* decode(
     prompts.forEach((p, b) => ids.set(Array.from(p), b * width + pads[b]));
     let length = width;
     for (let step = 0; step < maxTokens; step++) {
-      const logits = noGrad(() => nextLogits(model, ids, length, pads, cache)); // [B, V]
+      const logits = noGrad(() => nextLogits(model, ids, length, pads, cache, longest)); // [B, V]
       const rows = await logits.data() as Float32Array;
       const { key0, key1, counter } = random.next();
       const steps = seen.map((tokens, b): Step | null => {
@@ -188,10 +193,10 @@ function nextLogits(
   length: number,
   pads: readonly number[],
   cache: KVCache,
+  longest: number,
 ): Tensor {
   const batch = pads.length;
   const before = cache.length;
-  const longest = model.config.max_position_embeddings;
   const positions = new Int32Array(batch * length);
   const keys = Int32Array.from({ length: cache.capacity }, (_, i) => i);
   const queries = Int32Array.from({ length }, (_, i) => before + i);

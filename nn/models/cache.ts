@@ -18,32 +18,37 @@ export interface KVCacheOptions {
   readonly capacity: number;
   /** Size of a head. */
   readonly headDim: number;
+  /** Virtual tokens of a prompt that stand before, beyond the capacity. Default 0. */
+  readonly lead?: number;
 }
 
 /**
- * The keys and values of each layer, [B, Hkv, capacity, D], written in place as positions come, so that
- * a decoding step is the same plan at every position.
+ * The keys and values of each layer, [B, Hkv, lead + capacity, D], written in place as positions
+ * come, so that a decoding step is the same plan at every position.
  */
 export class KVCache {
-  /** The keys: one variable a layer, [B, Hkv, capacity, D]. */
+  /** The keys: one variable a layer, [B, Hkv, lead + capacity, D]. */
   readonly keys: Variable[];
-  /** The values: one variable a layer, [B, Hkv, capacity, D]. */
+  /** The values: one variable a layer, [B, Hkv, lead + capacity, D]. */
   readonly values: Variable[];
   /** Rows decoded together. */
   readonly batch: number;
   /** Positions there is room for. */
   readonly capacity: number;
-  /** Positions written so far. */
+  /** Virtual tokens that stand before the first position: written with it. */
+  readonly lead: number;
+  /** Positions written so far, virtual ones not counted. */
   length = 0;
 
   /** An empty cache on the current device. */
-  constructor({ layers, batch, heads, capacity, headDim }: KVCacheOptions) {
+  constructor({ layers, batch, heads, capacity, headDim, lead = 0 }: KVCacheOptions) {
     this.batch = batch;
     this.capacity = capacity;
+    this.lead = lead;
     const make = (): Variable[] =>
       Array.from(
         { length: layers },
-        () => new Variable(zeros([batch, heads, capacity, headDim])),
+        () => new Variable(zeros([batch, heads, lead + capacity, headDim])),
       );
     this.keys = make();
     this.values = make();

@@ -7,14 +7,24 @@
 import {
   attention,
   type AttentionOptions,
+  concatenate,
   crossEntropy,
   linearCrossEntropy,
   type Tensor,
   tensor,
 } from "../../core/mod.ts";
+import type { Embedding } from "../embedding.ts";
 import { Linear } from "../linear.ts";
 import type { KVCache } from "./cache.ts";
 import { PretrainedModel } from "./pretrained_model.ts";
+import {
+  type LayerPrefix,
+  type PromptHost,
+  type PromptPass,
+  type PromptSizes,
+  type SoftPrompt,
+  widenMask,
+} from "./prompt.ts";
 
 /** Options of a forward pass. */
 export interface ForwardOptions {
@@ -24,6 +34,8 @@ export interface ForwardOptions {
   readonly mask?: Tensor;
   /** Keys and values of earlier positions; those of this pass are added. */
   readonly cache?: KVCache;
+  /** What stands before the tokens of every row. A model with a `prompt` of its own gives it here. */
+  readonly prompt?: PromptPass;
 }
 
 /**
@@ -38,33 +50,41 @@ export type LanguageBatch =
     readonly shape: readonly [batch: number, sequence: number];
   };
 
-/** Sizes of a pass, checked. */
+/** What the blocks work on in a pass, checked; a prompt's vectors count as new positions. */
 export interface PassSizes {
   /** Rows. */
   readonly b: number;
   /** New positions. */
   readonly t: number;
-  /** Positions in the cache. */
+  /** Position of the first of them. */
   readonly before: number;
+  /** As in {@linkcode ForwardOptions}, of the new positions. */
+  readonly positions?: Int32Array<ArrayBuffer>;
+  /** As in {@linkcode ForwardOptions}, of the new positions and all keys. */
+  readonly mask?: Tensor;
+  /** The prompt, where its vectors stand before the tokens of this pass. */
+  readonly inserted?: PromptPass;
+  /** Keys and values that stand before those of this pass, for each block. */
+  readonly prefix?: readonly LayerPrefix[];
 }
 
 /**
  * The sizes of a pass over `ids`.
  *
- * Throws a `RangeError` where ids are not [B, T], the cache has no room for T more positions, or there
- * are not B · T positions.
+ * Throws a `RangeError` where ids are not [B, T], the cache has no room for T more positions or was made
+ * for another prompt, or there are not B · T positions.
  */
 export function passSizes(what: string, ids: Tensor, options: ForwardOptions): PassSizes {
   if (ids.rank !== 2 || ids.size === 0) {
     throw new RangeError(`${what}: needs tokens [B, T], got [${ids.shape.join(", ")}]`);
   }
   const [b, t] = ids.shape;
-  const { cache, positions } = options;
-  const before = cache?.length ?? 0;
-  if (cache && (cache.batch !== b || before + t > cache.capacity)) {
+  const { cache, positions, mask, prompt } = options;
+  const seen = cache?.length ?? 0;
+  if (cache && (cache.batch !== b || seen + t > cache.capacity)) {
     throw new RangeError(
       `${what}: the cache holds ${cache.batch} rows of ${cache.capacity} positions, of which ` +
-        `${before} are taken; got tokens [${b}, ${t}]`,
+        `${seen} are taken; got tokens [${b}, ${t}]`,
     );
   }
   if (positions && positions.length !== b * t) {
@@ -72,7 +92,43 @@ export function passSizes(what: string, ids: Tensor, options: ForwardOptions): P
       `${what}: needs ${b * t} positions for tokens [${b}, ${t}], got ${positions.length}`,
     );
   }
-  return { b, t, before };
+  const lead = prompt?.length ?? 0;
+  if (cache && cache.lead !== lead) {
+    throw new RangeError(
+      `${what}: the cache was made for a prompt of ${cache.lead} virtual tokens, and the model has ` +
+        `one of ${lead}; make a cache with createCache() after the prompt is changed`,
+    );
+  }
+  if (!prompt) return { b, t, before: seen, positions, mask };
+
+  const first = seen === 0; // later passes find the prompt in the cache
+  const inserted = first && prompt.embeddings ? prompt : undefined;
+  const n = inserted ? lead : 0;
+  return {
+    b,
+    t: n + t,
+    before: first && inserted ? 0 : lead + seen,
+    positions: positions && shifted(positions, b, n, lead),
+    mask: mask && widenMask(mask, n, lead, cache?.capacity ?? t),
+    inserted,
+    prefix: first ? prompt.layers : undefined,
+  };
+}
+
+/** Positions of tokens, [B, T], after `lead` virtual ones, of which `n` get rows of their own before. */
+function shifted(
+  positions: Int32Array<ArrayBuffer>,
+  b: number,
+  n: number,
+  lead: number,
+): Int32Array<ArrayBuffer> {
+  const t = positions.length / b;
+  const all = new Int32Array(b * (n + t));
+  for (let row = 0; row < b; row++) {
+    for (let i = 0; i < n; i++) all[row * (n + t) + i] = i;
+    for (let i = 0; i < t; i++) all[row * (n + t) + n + i] = lead + positions[row * t + i];
+  }
+  return all;
 }
 
 /** [B, T, H · D] -> [B, H, T, D] */
@@ -87,9 +143,16 @@ export function joinHeads(x: Tensor): Tensor {
   return x.permute(0, 2, 1, 3).reshape(b, t, h * d);
 }
 
+/** Settings of {@linkcode causalAttention}. */
+export interface CausalOptions
+  extends Pick<AttentionOptions, "mask" | "window" | "scale" | "dropout"> {
+  /** What stands before the keys and values. */
+  readonly prefix?: LayerPrefix;
+}
+
 /**
  * Causal attention of layer `layer`: q [B, H, T, D], k and v [B, Hkv, T, D] -> [B, T, H · D]. With a
- * cache, k and v go into it and all that it holds is attended to.
+ * cache, k and v go into it, after a prefix, and all that it holds is attended to.
  */
 export function causalAttention(
   q: Tensor,
@@ -97,19 +160,29 @@ export function causalAttention(
   v: Tensor,
   layer: number,
   cache: KVCache | undefined,
-  options: Pick<AttentionOptions, "mask" | "window" | "scale" | "dropout">,
+  { prefix, ...options }: CausalOptions,
 ): Tensor {
-  const before = cache?.length ?? 0;
-  const keys = before + q.shape[2];
+  if (prefix) { // [B, Hkv, n + T, D]
+    const [b, heads, , d] = k.shape;
+    const before = (x: Tensor): Tensor => x.expand(b, heads, x.shape[2], d);
+    k = concatenate([before(prefix.keys), k], 2);
+    v = concatenate([before(prefix.values), v], 2);
+  }
+  let keys = k.shape[2];
   if (cache) {
-    k = cache.keys[layer].update(k, 2, before); // [B, Hkv, capacity, D]
+    // A prompt is written with the first tokens, and stands before all that follow.
+    const before = cache.length === 0 ? 0 : cache.lead + cache.length;
+    keys += before;
+    k = cache.keys[layer].update(k, 2, before); // [B, Hkv, lead + capacity, D]
     v = cache.values[layer].update(v, 2, before);
   }
   return joinHeads(attention(q, k, v, { ...options, causal: true, keys }));
 }
 
 /** A decoder with its output layer: what generation, training and their helpers need of one. */
-export abstract class CausalLM extends PretrainedModel {
+export abstract class CausalLM extends PretrainedModel implements PromptHost {
+  /** A soft prompt before every input, or null. */
+  prompt: SoftPrompt | null = null;
   /** The layer that makes logits: its weight is [V, hidden]. */
   abstract lm_head: Linear;
 
@@ -153,6 +226,38 @@ export abstract class CausalLM extends PretrainedModel {
       return linearCrossEntropy(rows, this.lm_head.weight, wanted);
     }
     return crossEntropy(this.logits(rows), wanted);
+  }
+
+  /** Sizes that a soft prompt has to fit. Throws a `TypeError` where the model takes none. */
+  promptSizes(): PromptSizes {
+    throw new TypeError(`${this.constructor.name} takes no soft prompt`);
+  }
+
+  /** The table of token vectors. Throws a `TypeError` where the model takes no soft prompt. */
+  inputEmbedding(): Embedding {
+    throw new TypeError(`${this.constructor.name} takes no soft prompt`);
+  }
+
+  /**
+   * The options of a pass with the model's prompt in them.
+   *
+   * Throws a `RangeError` where the prompt leaves too few positions for the tokens.
+   */
+  protected prompted(ids: Tensor, options: ForwardOptions): ForwardOptions {
+    const prompt = options.prompt ?? this.prompt?.pass();
+    if (!prompt) return options;
+    const { positions } = this.promptSizes();
+    const left = positions - prompt.length;
+    const needed = options.positions
+      ? options.positions.reduce((most, p) => Math.max(most, p + 1), 0)
+      : (options.cache?.length ?? 0) + (ids.shape[1] ?? 0);
+    if (needed > left) {
+      throw new RangeError(
+        `${this.constructor.name}: a prompt of ${prompt.length} virtual tokens leaves ${left} of ` +
+          `${positions} positions, got tokens up to position ${needed}`,
+      );
+    }
+    return { ...options, prompt };
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */

@@ -27,6 +27,7 @@ import {
   ropeFrequencies,
 } from "./llama_config.ts";
 import type { PretrainedInfo } from "./pretrained_model.ts";
+import { type LayerPrefix, type PromptSizes, withEmbeddings } from "./prompt.ts";
 
 /** What every layer shares in one pass. */
 export interface LlamaPass {
@@ -38,6 +39,8 @@ export interface LlamaPass {
   readonly mask?: Tensor;
   /** As in {@linkcode ForwardOptions}. */
   readonly cache?: KVCache;
+  /** What stands before the keys and values of the block. */
+  readonly prefix?: LayerPrefix;
 }
 
 /** Multi-head attention with rotary positions and grouped queries. */
@@ -73,7 +76,7 @@ export class LlamaAttention extends Module {
   }
 
   /** [B, T, hidden] -> [B, T, hidden] */
-  forward(x: Tensor, { cos, sin, mask, cache }: LlamaPass): Tensor {
+  forward(x: Tensor, { cos, sin, mask, cache, prefix }: LlamaPass): Tensor {
     const { num_attention_heads: h, num_key_value_heads: hkv, traits } = this.#config;
     const q = splitHeads(this.q_proj.forward(x), h); // [B, H, T, D]
     const k = splitHeads(this.k_proj.forward(x), hkv); // [B, Hkv, T, D]
@@ -86,6 +89,7 @@ export class LlamaAttention extends Module {
       cache,
       {
         mask,
+        prefix,
         window: traits.windows[this.#layer],
         dropout: this.training ? this.#config.attention_dropout : 0,
       },
@@ -177,16 +181,23 @@ export class LlamaModel extends Module {
    * Throws a `RangeError` where ids are not [B, T], or the cache has no room for T more positions.
    */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    const { cache, mask, positions } = options;
-    const { b, t, before } = passSizes("LlamaModel", ids, options);
+    const { cache } = options;
+    const sizes = passSizes("LlamaModel", ids, options);
+    const { b, t, before, positions, mask, inserted, prefix } = sizes;
     const pass: LlamaPass = { ...this.#rotations(b, t, before, positions), mask, cache };
     let x = this.embed_tokens.forward(ids); // [B, T, hidden]
-    for (const layer of this.layers) {
-      x = this.gradientCheckpointing && this.training && !cache
-        ? checkpoint((h: Tensor) => layer.forward(h, pass), x)
-        : layer.forward(x, pass);
-    }
-    if (cache) cache.length += t;
+    if (inserted) x = withEmbeddings(x, inserted); // [B, n + T, hidden]
+    const again = this.gradientCheckpointing && this.training && !cache;
+    this.layers.forEach((layer, i) => {
+      const { keys, values } = prefix?.[i] ?? {};
+      // What a checkpoint differentiates by, it is given: a prefix's gradient leaves each block once.
+      const block = (h: Tensor, k?: Tensor, v?: Tensor): Tensor =>
+        layer.forward(h, { ...pass, prefix: k && v && { keys: k, values: v } });
+      if (!again) x = block(x, keys, values);
+      else x = keys && values ? checkpoint(block, x, keys, values) : checkpoint(block, x);
+    });
+    if (cache) cache.length += ids.shape[1];
+    if (inserted) x = x.slice(1, inserted.length); // the tokens' own, [B, T, hidden]
     return this.norm.forward(x);
   }
 
@@ -283,7 +294,24 @@ export class LlamaForCausalLM extends CausalLM {
 
   /** i32 [B, T] -> the last hidden states, [B, T, hidden]. */
   override forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.model.forward(ids, options);
+    return this.model.forward(ids, this.prompted(ids, options));
+  }
+
+  /** Sizes that a soft prompt has to fit. */
+  override promptSizes(): PromptSizes {
+    const config = this.#config;
+    return {
+      hidden: config.hidden_size,
+      layers: config.num_hidden_layers,
+      heads: config.num_key_value_heads,
+      headDim: config.head_dim,
+      positions: config.max_position_embeddings,
+    };
+  }
+
+  /** The table of token vectors. */
+  override inputEmbedding(): Embedding {
+    return this.model.embed_tokens;
   }
 
   /** An empty cache for `batch` rows of up to `capacity` positions. */
@@ -295,6 +323,7 @@ export class LlamaForCausalLM extends CausalLM {
       heads: num_key_value_heads,
       capacity,
       headDim: head_dim,
+      lead: this.prompt?.length,
     });
   }
 }
