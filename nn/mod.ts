@@ -10,6 +10,16 @@ export * from "./embedding.ts";
 export * from "./generate.ts";
 export * from "./linear.ts";
 export * from "./losses.ts";
+export {
+  type BertConfig,
+  BertForMaskedLM,
+  BertForSequenceClassification,
+  BertForTokenClassification,
+  BertMaskedHead,
+  BertModel,
+  BertPredictions,
+  BertPredictionTransform,
+} from "./models/bert.ts";
 export * from "./models/cache.ts";
 export { loadModel } from "./models/auto.ts";
 export { CausalLM, type ForwardOptions, type LanguageBatch } from "./models/decoder.ts";
@@ -21,6 +31,23 @@ export {
   LlamaModel,
   type LlamaPass,
 } from "./models/llama.ts";
+export {
+  Encoder,
+  EncoderAttention,
+  EncoderEmbeddings,
+  EncoderIntermediate,
+  EncoderLayer,
+  type EncoderOptions,
+  EncoderOutput,
+  EncoderPooler,
+  EncoderSelfAttention,
+} from "./models/encoder.ts";
+export {
+  type EncoderConfig,
+  type ProblemType,
+  type ResolvedEncoderConfig,
+} from "./models/encoder_config.ts";
+export type { EncoderBatch } from "./models/encoder_heads.ts";
 export {
   GPT2Attention,
   GPT2Block,
@@ -51,6 +78,15 @@ export {
   type PromptSizes,
   SoftPrompt,
 } from "./models/prompt.ts";
+export {
+  RobertaClassificationHead,
+  type RobertaConfig,
+  RobertaForMaskedLM,
+  RobertaForSequenceClassification,
+  RobertaForTokenClassification,
+  RobertaLMHead,
+  RobertaModel,
+} from "./models/roberta.ts";
 export {
   type PretrainedClass,
   type PretrainedInfo,

@@ -4,6 +4,12 @@
  * @module
  */
 
+import {
+  BertForMaskedLM,
+  BertForSequenceClassification,
+  BertForTokenClassification,
+  BertModel,
+} from "./bert.ts";
 import { modelConfig } from "./config_file.ts";
 import { GPT2LMHeadModel } from "./gpt2.ts";
 import { LlamaForCausalLM } from "./llama.ts";
@@ -15,6 +21,12 @@ import {
 } from "./pretrained_model.ts";
 import { Qwen2ForCausalLM } from "./qwen2.ts";
 import { Qwen3ForCausalLM } from "./qwen3.ts";
+import {
+  RobertaForMaskedLM,
+  RobertaForSequenceClassification,
+  RobertaForTokenClassification,
+  RobertaModel,
+} from "./roberta.ts";
 
 /** Every class, the default of each model_type first. */
 const CLASSES: readonly PretrainedClass[] = [
@@ -23,6 +35,14 @@ const CLASSES: readonly PretrainedClass[] = [
   Qwen2ForCausalLM,
   Qwen3ForCausalLM,
   GPT2LMHeadModel,
+  BertModel,
+  BertForSequenceClassification,
+  BertForTokenClassification,
+  BertForMaskedLM,
+  RobertaModel,
+  RobertaForSequenceClassification,
+  RobertaForTokenClassification,
+  RobertaForMaskedLM,
 ];
 
 /**
