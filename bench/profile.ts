@@ -1,8 +1,8 @@
 /**
- * Where a training step of the small GPT spends its time in graft: kernels by label, and what the host
- * does around them.
+ * Where a training step spends its time in graft: kernels by label, and what the host does around
+ * them.
  *
- *     deno run -A bench/profile.ts [--method full|lora] [--steps 20] [--threads N]
+ *     deno run -A bench/profile.ts [--model gpt|stories15m] [--method full|lora] [--steps 20] [--threads N]
  *
  * Every kernel runs as a program of its own here, so that each can be timed; the sum is somewhat more
  * than an ordinary step takes, which is printed beside it. A time is the least of the runs: what else
@@ -14,6 +14,7 @@
 import process from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import type { Program, Run, Step } from "../core/kernel.ts";
+import { STORIES_15M, trainer } from "./llama.ts";
 import { machine, median, table } from "./report.ts";
 import { graft } from "./small_gpt/graft.ts";
 import type { Method } from "./small_gpt/spec.ts";
@@ -37,8 +38,8 @@ const shown = (step: Step): string => {
 
 if (import.meta.main) {
   const flags = parseArgs(Deno.args, {
-    string: ["method", "steps", "threads"],
-    default: { method: "lora", steps: "20" },
+    string: ["model", "method", "steps", "threads"],
+    default: { model: "gpt", method: "lora", steps: "20" },
   });
   const count = Number(flags.steps);
   // With one thread the time that the process had is the measure: it counts nobody else's work.
@@ -48,10 +49,11 @@ if (import.meta.main) {
       return (user + system) / 1000;
     }
     : (): number => performance.now();
-  const side = await graft(
-    flags.method as Method,
-    flags.threads ? Number(flags.threads) : undefined,
-  );
+  const threads = flags.threads ? Number(flags.threads) : undefined;
+  const method = flags.method as Method;
+  const side = flags.model === "gpt"
+    ? await graft(method, threads)
+    : await trainer(STORIES_15M, method, [4, 256], threads);
   const { device } = side;
   const backend = device.backend!;
 
@@ -95,7 +97,7 @@ if (import.meta.main) {
 
   const total = timed.reduce((sum, t) => sum + Math.min(...t.ms), 0);
   console.log(await machine());
-  console.log(`what:    ${side.name}, ${flags.method}`);
+  console.log(`what:    ${flags.model}, ${method}; ${device.description}`);
   const ms = (n: number): string => n.toFixed(2);
   console.log(
     `\na plan runs ${ms(Math.min(...whole))} ms (median ${ms(median(whole))}), its ` +

@@ -1,6 +1,6 @@
 // deno-lint-ignore-file no-import-prefix -- a peer is no dependency of the project
 /**
- * The small GPT in jax-js: the whole step, AdamW included, is one `jit`, which is faster than several.
+ * The small GPT in jax-js: the whole step, AdamW included, is one `jit`.
  *
  * @module
  */
@@ -88,9 +88,16 @@ export async function jaxJs(method: Method): Promise<Side> {
     targets: np.Array,
     stepSize: np.Array,
     correction: np.Array,
-  ): [np.Array, State] => {
+  ): [np.Array, State, Weights] => {
     const { trained, first, second } = state;
-    const [value, gradients] = valueAndGrad(loss)(tree.ref(trained), frozen, inputs, targets);
+    // Gradients of frozen weights are asked for, and thrown away by the caller: with them among its
+    // results `jit` fuses less, computes less twice, and takes half as long as without.
+    const [value, [gradients, unused]] = valueAndGrad(loss, { argnums: [0, 1] })(
+      tree.ref(trained),
+      frozen,
+      inputs,
+      targets,
+    );
     const next: State = { trained: {}, first: {}, second: {} };
     for (const name of Object.keys(trained)) {
       const g = gradients[name] as np.Array;
@@ -104,7 +111,7 @@ export async function jaxJs(method: Method): Promise<Side> {
     }
     stepSize.dispose();
     correction.dispose();
-    return [value, next];
+    return [value, next, unused as Weights];
   });
 
   let state: State = { trained, first, second };
@@ -112,7 +119,7 @@ export async function jaxJs(method: Method): Promise<Side> {
     name: "jax-js 0.1.25, wasm",
     async step(index: number): Promise<number> {
       const { inputs, targets } = batch(index);
-      const [value, next] = update(
+      const [value, next, unused] = update(
         state,
         tree.ref(frozen),
         np.array(inputs),
@@ -121,6 +128,7 @@ export async function jaxJs(method: Method): Promise<Side> {
         np.array(1 / Math.sqrt(1 - beta2 ** (index + 1))).reshape([]),
       );
       state = next;
+      tree.dispose(unused);
       await blockUntilReady(state);
       return (await value.data())[0];
     },
