@@ -27,8 +27,14 @@ async function flat(steps: number, every: number): Promise<boolean> {
   const { device, step } = await trainer(SMALL, "lora", [4, 64]);
   const rows: string[][] = [];
   let loss = 0;
+  let made = "";
+  const counts = (): string => {
+    const { buffers, pipelines, bindings, bytes } = device.counters;
+    return [buffers, pipelines, bindings, bytes].join();
+  };
   for (let i = 1; i <= steps; i++) {
     loss = await step(i);
+    if (i === 3) made = counts();
     if (i % every !== 0 && i !== 1 && i !== 3) continue;
     const { buffers, pipelines, bindings, bytes } = device.counters;
     rows.push([
@@ -58,7 +64,12 @@ async function flat(steps: number, every: number): Promise<boolean> {
       later.toFixed(1)
     } after 100 more steps`,
   );
+  const moved = counts() !== made;
   await device.close();
+  if (moved) {
+    console.error("the device has made something since step 3");
+    return false;
+  }
   if (later > live + 1) {
     console.error("it grows");
     return false;
