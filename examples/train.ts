@@ -396,7 +396,10 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
   };
   if (!settings.resume) return settings;
 
-  const { settings: first } = await checkpointProgress(checkpointOf(settings.out)) as Place;
+  const { settings: first, step } = await checkpointProgress(checkpointOf(settings.out)) as Place;
+  if (step >= settings.steps) {
+    bad(`the run in ${settings.out} has taken ${step} steps: --steps must be above`);
+  }
   const mine = ["steps", "device", "out", "evalEvery", "resume"];
   const result: Record<string, unknown> = { ...settings };
   for (const [key, value] of Object.entries(first)) {

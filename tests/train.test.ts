@@ -80,6 +80,8 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
   assert(status === 0 && text.startsWith("To be") && text.length > 10, text);
   assertEquals((await run("generate", ...generate))[1], text);
 
+  const past = await run("train", "--out", parts, "--steps", "5", "--resume");
+  assert(past[0] === 2 && past[2].includes("has taken 5 steps"), past[2]);
   // A flag that would make it another run.
   const other = await run("train", "--out", parts, "--steps", "9", "--rank", "8", "--resume");
   assertEquals(other[0], 2);
