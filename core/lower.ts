@@ -150,6 +150,7 @@ class Lowering {
   readonly #steps: LoweredStep[] = [];
   readonly #uses = new Map<Node, number>();
   readonly #widest = new Map<Node, number>();
+  readonly #reader = new Map<Node, Node | null>();
   /** The kernel that computes a pointwise result in its epilogue. */
   readonly #kernelOf = new Map<Node, Node>();
   /** Nodes whose storage an update has written over, and by which. */
@@ -194,7 +195,10 @@ class Lowering {
     }
   }
 
-  /** Uses by kernels, seen through movement; and the largest iteration space among them. */
+  /**
+   * For each node, seen through movement: how many nodes read it, the one kernel that does (null where
+   * several do), and the largest iteration space among them.
+   */
   #countUses(): void {
     for (let i = this.order.length - 1; i >= 0; i--) {
       const node = this.order[i];
@@ -204,9 +208,16 @@ class Lowering {
       const width = through
         ? this.#widest.get(node) ?? 0
         : sizeOf(node.op.kind === "reduce" ? node.inputs[0].shape : node.shape);
+      const inlines = !this.forced.has(node) &&
+        (node.op.kind === "pointwise" || node.op.kind === "fetch");
+      const own = this.#reader.get(node);
+      // What several kernels read is one of its own.
+      const reader = through ? own ?? null : inlines ? own ?? node : node;
       node.sources.forEach((input, index) => {
         this.#uses.set(input, (this.#uses.get(input) ?? 0) + uses);
         this.#widest.set(input, Math.max(this.#widest.get(input) ?? 0, width));
+        const before = this.#reader.get(input);
+        this.#reader.set(input, before === undefined || before === reader ? reader : null);
         const needsBuffer = node.op.kind === "kernel"
           ? index < node.inputs.length - node.op.numbers
           : index === 0 && (node.op.kind === "fetch" || node.op.kind === "update");
@@ -270,9 +281,8 @@ class Lowering {
     if (this.forced.has(node)) return true;
     const summary = this.#summary(node);
     if (summary.cost > LARGEST || summary.loads > this.maxBindings - 2) return true;
-    const uses = this.#uses.get(node) ?? 0;
     const cheap = summary.cost <= CHEAP && summary.loads <= 1;
-    if (uses > 1) return !cheap;
+    if (this.#reader.get(node) === null) return !cheap;
     // Read by a larger space: each element would be computed again and again.
     return (this.#widest.get(node) ?? 0) > sizeOf(node.shape) && !cheap;
   }

@@ -64,6 +64,7 @@ export { rmsNorm } from "./ops/rms_norm.ts";
 export { rope } from "./ops/rope.ts";
 export { scatterAdd } from "./ops/scatter_add.ts";
 export { stack } from "./ops/stack.ts";
+export { swiglu } from "./ops/swiglu.ts";
 export { where } from "./ops/where.ts";
 export type { PlanReport } from "./plan.ts";
 export * from "./quantized.ts";

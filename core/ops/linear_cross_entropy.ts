@@ -4,6 +4,7 @@ import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { concatenate } from "./concatenate.ts";
 import { checkTargets, countOf, logitsGradient, rowLosses } from "./cross_entropy.ts";
+import { stored } from "./stored.ts";
 import { where } from "./where.ts";
 
 /** Settings of {@linkcode linearCrossEntropy}. */
@@ -12,7 +13,7 @@ export interface LinearCrossEntropyOptions {
   readonly ignoreIndex?: number;
   /** `mean` over the rows that count (0 where none does), or `sum`. */
   readonly reduction?: "mean" | "sum";
-  /** Rows of logits held at a time; default: as many as make about 4 million logits. */
+  /** Rows of logits held at a time; default: as many as make about 2 million logits. */
   readonly chunk?: number;
 }
 
@@ -40,7 +41,7 @@ export function linearCrossEntropy(
   const [rows] = hidden.shape;
   const [classes] = weight.shape;
   checkTargets("linearCrossEntropy", targets, rows, classes, ignoreIndex);
-  const chunk = Math.max(1, Math.min(rows, options.chunk ?? Math.floor(2 ** 22 / classes)));
+  const chunk = Math.max(1, Math.min(rows, options.chunk ?? Math.floor(2 ** 21 / classes)));
   const valid = targets.ne(ignoreIndex);
   let hiddenGradient: Tensor | null = null;
   let weightGradient: Tensor | null = null;
@@ -62,7 +63,7 @@ export function linearCrossEntropy(
         if (hidden.node.needsGrad) parts.push(d.matmul(weight));
         if (weight.node.needsGrad) {
           const dw = d.transpose().matmul(h); // [V, D]
-          weightGradient = weightGradient ? weightGradient.add(dw) : dw;
+          weightGradient = weightGradient ? stored(weightGradient.add(dw)) : dw;
         }
       }
       if (parts.length > 0) hiddenGradient = concatenate(parts, 0);

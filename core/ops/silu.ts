@@ -15,7 +15,7 @@ export const silu: PointwiseFunction = pointwise({
 });
 
 /** g · s · (1 + x · (1 - s)) with s = sigmoid(x): one kernel that reads x and g alone. */
-const siluGradient: PointwiseFunction = pointwise({
+export const siluGradient: PointwiseFunction = pointwise({
   name: "siluGradient",
   expr: ([x, g]) => {
     const one = constant("f32", 1);
