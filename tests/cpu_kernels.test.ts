@@ -190,6 +190,32 @@ Deno.test("cpu: matmul of every size, layout and dtype", async () => {
   }
 });
 
+Deno.test("cpu: matmul too deep to be packed at once", async () => {
+  const backend = await createCpuBackend({ threads: 2 });
+  const next = random(8);
+  const [batch, m, k, n] = [2, 9, 2500, 530];
+  for (const order of [[0, 1, 2], [0, 2, 1]]) {
+    const a = operand([batch, m, k], [0, 1, 2], "f32");
+    const b = operand([batch, k, n], order, "f32");
+    const data = [a, b].map((o) =>
+      encode(o.dtype, Array.from({ length: extent(o) }, () => next() - 0.5))
+    );
+    const [got] = await run(backend, call(MATMUL, [a, b], [[batch, m, n]]), data);
+    const dense = [a, b].map((o, i) => gather(o, decodeAll(o.dtype, data[i])));
+    const places = Array.from({ length: 400 }, (_, i) => i * 7919 % (batch * m * n));
+    const want = places.map((place) => {
+      const [q, i, j] = [Math.floor(place / (m * n)), Math.floor(place / n) % m, place % n];
+      let sum = 0;
+      for (let d = 0; d < k; d++) {
+        sum += dense[0][(q * m + i) * k + d] * dense[1][(q * k + d) * n + j];
+      }
+      return sum;
+    });
+    near(`order ${order}`, Float32Array.from(places, (place) => got[place]), want);
+  }
+  backend.close();
+});
+
 Deno.test("cpu: matmul with an epilogue", async () => {
   const backend = await createCpuBackend({ threads: 2 });
   const next = random(2);

@@ -40,8 +40,8 @@ const ROWS = 48;
 const COLUMNS = 512;
 /** Units there should be at least, where the columns allow. */
 const UNITS = 16;
-/** Most bytes of packed b at a time. */
-const PACKED = 32 << 20;
+/** Bytes of packed b at a time, of so many columns at least. */
+const PACKED = 4 << 20;
 /** Up to so many rows are multiplied without packing. */
 const FEW = 8;
 /** Floating-point operations of a nanosecond, roughly. */
@@ -255,7 +255,12 @@ function straight(p: Product): WasmStage {
 function packed(p: Product): WasmProgram {
   const { m, n, k, a, b } = p;
   const panels = parts(n, TILE.columns);
-  const panelBytes = 4 * TILE.columns * k;
+  const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
+  // A slice of b is some panels of some depth; deep products go on adding to what is there.
+  const thinnest = 4 * TILE.columns * Math.min(panels, COLUMNS / TILE.columns);
+  const depthEach = Math.min(k, Math.max(1, Math.floor(PACKED / thinnest / deep)) * deep);
+  const depthSlices = parts(k, depthEach);
+  const panelBytes = 4 * TILE.columns * depthEach;
   // The batches that b has, which may be fewer than the product's.
   const own = p.outer.filter((d) => d.b !== 0);
   const matrices = own.reduce((x, d) => x * d.n, 1);
@@ -264,17 +269,21 @@ function packed(p: Product): WasmProgram {
   const room = Math.max(1, Math.floor(PACKED / (panelBytes * slicePanels)));
   const sliceMatrices = perBatch ? Math.min(matrices, room) : matrices;
   const panelSlices = parts(panels, slicePanels);
-  const slices = parts(matrices, sliceMatrices) * panelSlices;
+  const matrixSlices = parts(matrices, sliceMatrices);
+  const slices = matrixSlices * panelSlices * depthSlices;
   const sliceBatches = perBatch ? sliceMatrices : p.batches;
 
   const packEach = Math.max(1, Math.min(slicePanels, Math.floor(65536 / panelBytes)));
   const packBlocks = parts(slicePanels, packEach);
   const packUnits = sliceMatrices * packBlocks;
   const packCost = n * k * matrices * 0.7 / slices;
+  const sliced = [matrixSlices, panelSlices, depthSlices];
   const buildPack = (f: KernelFunc) => {
     const [slice, matrix, block] = digits(f, f.unit, [slices, sliceMatrices, packBlocks]);
-    const [matrixSlice, panelSlice] = digits(f, slice, [slices / panelSlices, panelSlices]);
+    const [matrixSlice, panelSlice, depthSlice] = digits(f, slice, sliced);
     const batch = f.let(add(mul(matrixSlice, sliceMatrices), matrix));
+    const depth = f.let(mul(depthSlice, depthEach));
+    const count = f.let(blockSize(k, depthEach, depth));
     f.if(i32.ge_s(batch, matrices), () => f.return());
     const at = batchOffsets(f, own, batch);
     const first = f.let(mul(block, packEach));
@@ -286,16 +295,15 @@ function packed(p: Product): WasmProgram {
       const column = f.let(mul(add(start, first), TILE.columns));
       const from = add(
         f.input(b.input),
-        mul(add(at.b, b.offset, mul(column, b.across)), bytesOf(b.dtype)),
+        mul(add(at.b, b.offset, mul(column, b.across), mul(depth, b.deep)), bytesOf(b.dtype)),
       );
       const to = add(f.workspace(), mul(add(mul(matrix, slicePanels), first), panelBytes));
-      emitPack(f, b, TILE.columns, from, to, k, blockSize(n, TILE.columns, column));
+      emitPack(f, b, TILE.columns, from, to, count, blockSize(n, TILE.columns, column));
     });
   };
 
   // Few columns do not repay packing a.
   const plain = a.dtype === "f32" && (n <= 32 || k <= 16);
-  const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
   const rows = Math.min(m, ROWS);
   const rowBlocks = parts(m, rows);
   let wide = Math.min(slicePanels, COLUMNS / TILE.columns);
@@ -313,7 +321,8 @@ function packed(p: Product): WasmProgram {
       f.unit,
       [slices, sliceBatches, rowBlocks, columnBlocks],
     );
-    const [matrixSlice, panelSlice] = digits(f, slice, [slices / panelSlices, panelSlices]);
+    const [matrixSlice, panelSlice, depthSlice] = digits(f, slice, sliced);
+    const before = f.let(mul(depthSlice, depthEach));
     const batch = perBatch ? f.let(add(mul(matrixSlice, sliceMatrices), inSlice)) : inSlice;
     f.if(i32.ge_s(batch, p.batches), () => f.return());
     const at = batchOffsets(f, p.outer, batch);
@@ -331,7 +340,9 @@ function packed(p: Product): WasmProgram {
     );
     const right = f.let(add(f.workspace(), mul(matrix, slicePanels * panelBytes)));
     const out = f.let(add(f.output(0), mul(add(mul(batch, m), firstRow), 4 * n)));
-    f.for(0, k, deep, (depth) => {
+    const depths = depthSlices === 1 ? k : f.let(blockSize(k, depthEach, before));
+    f.for(0, depths, deep, (within) => {
+      const depth = depthSlices === 1 ? within : f.let(add(before, within));
       const count = k <= deep ? i32.const(k) : f.let(blockSize(k, deep, depth));
       if (!plain) {
         f.for(0, rowCount, TILE.rows, (row) => {
@@ -341,7 +352,7 @@ function packed(p: Product): WasmProgram {
         });
       }
       const tiles = (panel: Local, columns: number) => {
-        const packedB = f.let(add(right, mul(panel, panelBytes), mul(depth, 4 * TILE.columns)));
+        const packedB = f.let(add(right, mul(panel, panelBytes), mul(within, 4 * TILE.columns)));
         const c = f.let(add(out, mul(add(start, panel), 4 * TILE.columns)));
         const tile = (row: Local, height: number) =>
           emitTile(
