@@ -303,6 +303,7 @@ export class LlamaForCausalLM extends CausalLM {
     return {
       hidden: config.hidden_size,
       layers: config.num_hidden_layers,
+      queryHeads: config.num_attention_heads,
       heads: config.num_key_value_heads,
       headDim: config.head_dim,
       positions: config.max_position_embeddings,

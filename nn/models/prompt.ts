@@ -41,7 +41,9 @@ export interface PromptSizes {
   readonly hidden: number;
   /** Blocks. */
   readonly layers: number;
-  /** Heads of keys and values: with grouped queries fewer than of queries. */
+  /** Heads of queries. */
+  readonly queryHeads: number;
+  /** Heads of keys and values: with grouped queries fewer. */
   readonly heads: number;
   /** Size of a head. */
   readonly headDim: number;
@@ -62,10 +64,14 @@ export interface PromptHost {
 /** The prompt's vectors before those of the tokens: x [B, T, hidden] -> [B, n + T, hidden]. */
 export function withEmbeddings(x: Tensor, prompt: PromptPass): Tensor {
   const [b, , size] = x.shape;
-  return concatenate([prompt.embeddings!.expand(b, prompt.length, size), x], 1);
+  const rows = prompt.embeddings!.to(x.dtype).expand(b, prompt.length, size);
+  return concatenate([rows, x], 1);
 }
 
-/** `mask`, [.., .., T or 1, keys or 1], for `queries` and `keys` virtual tokens before: all may be seen. */
+/**
+ * `mask`, [.., .., T or 1, seen or 1], with `queries` virtual tokens before the T, and `keys` before the
+ * `seen`, that all may see.
+ */
 export function widenMask(mask: Tensor, queries: number, keys: number, seen: number): Tensor {
   const [b, h, t, k] = [...Array<number>(4 - mask.rank).fill(1), ...mask.shape];
   // A key that is stretched would hide the virtual tokens with the others.
