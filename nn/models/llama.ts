@@ -5,7 +5,7 @@
  * @module
  */
 
-import { checkpoint, rope, type Tensor, tensor, Variable } from "../../core/mod.ts";
+import { checkpoint, rope, swiglu, type Tensor, tensor, Variable } from "../../core/mod.ts";
 import { Embedding } from "../embedding.ts";
 import { Linear } from "../linear.ts";
 import { Module } from "../module.ts";
@@ -118,7 +118,7 @@ export class LlamaMLP extends Module {
 
   /** [B, T, hidden] -> [B, T, hidden] */
   forward(x: Tensor): Tensor {
-    const gated = this.gate_proj.forward(x).silu().mul(this.up_proj.forward(x)); // [B, T, inner]
+    const gated = swiglu(this.gate_proj.forward(x), this.up_proj.forward(x)); // [B, T, inner]
     return this.down_proj.forward(gated);
   }
 }
