@@ -55,6 +55,7 @@ export {
   GPT2LMHeadModel,
   GPT2MLP,
   GPT2Model,
+  type GPT2Pass,
   type ResolvedGPT2Config,
   resolveGPT2Config,
 } from "./models/gpt2.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { checkpoint, normal, type Tensor, tensor } from "../../core/mod.ts";
+import { normal, type Tensor, tensor } from "../../core/mod.ts";
 import { activation } from "../activations.ts";
 import { Dropout } from "../dropout.ts";
 import { Embedding } from "../embedding.ts";
@@ -27,6 +27,7 @@ import {
   splitHeads,
 } from "./decoder.ts";
 import type { PretrainedInfo } from "./pretrained_model.ts";
+import { type LayerPrefix, type PromptSizes, runBlock, withEmbeddings } from "./prompt.ts";
 
 /** Sizes and settings of a GPT-2; the names are those of `config.json`. */
 export interface GPT2Config {
@@ -122,6 +123,16 @@ export function resolveGPT2Config(config: GPT2Config, source = "GPT2Config"): Re
   return resolved;
 }
 
+/** What every block is given in one pass. */
+export interface GPT2Pass {
+  /** As in {@linkcode ForwardOptions}. */
+  readonly mask?: Tensor;
+  /** As in {@linkcode ForwardOptions}. */
+  readonly cache?: KVCache;
+  /** What stands before the keys and values of the block. */
+  readonly prefix?: LayerPrefix;
+}
+
 /** Multi-head attention; one layer makes queries, keys and values. */
 export class GPT2Attention extends Module {
   /** Queries, keys and values, [C, 3C] */
@@ -145,7 +156,7 @@ export class GPT2Attention extends Module {
   }
 
   /** [B, T, C] -> [B, T, C] */
-  forward(x: Tensor, { mask, cache }: ForwardOptions): Tensor {
+  forward(x: Tensor, { mask, cache, prefix }: GPT2Pass): Tensor {
     const { n_embd: size, n_head: h, attn_pdrop } = this.#config;
     const joined = this.c_attn.forward(x); // [B, T, 3C]
     const [q, k, v] = [0, 1, 2].map((i) => splitHeads(joined.slice(2, i * size, (i + 1) * size), h) // [B, H, T, D]
@@ -153,7 +164,7 @@ export class GPT2Attention extends Module {
     let scale = this.#config.scale_attn_weights ? Math.sqrt(h / size) : 1;
     if (this.#config.scale_attn_by_inverse_layer_idx) scale /= this.#layer + 1;
     const dropout = this.training ? attn_pdrop : 0;
-    const y = causalAttention(q, k, v, this.#layer, cache, { mask, scale, dropout });
+    const y = causalAttention(q, k, v, this.#layer, cache, { mask, prefix, scale, dropout });
     return this.resid_dropout.forward(this.c_proj.forward(y));
   }
 }
@@ -205,8 +216,8 @@ export class GPT2Block extends Module {
   }
 
   /** [B, T, C] -> [B, T, C] */
-  forward(x: Tensor, options: ForwardOptions): Tensor {
-    const h = x.add(this.attn.forward(this.ln_1.forward(x), options));
+  forward(x: Tensor, pass: GPT2Pass): Tensor {
+    const h = x.add(this.attn.forward(this.ln_1.forward(x), pass));
     return h.add(this.mlp.forward(this.ln_2.forward(h)));
   }
 }
@@ -245,8 +256,9 @@ export class GPT2Model extends Module {
    * position is not in [0, n_positions).
    */
   forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    const { cache, positions } = options;
-    const { b, t, before } = passSizes("GPT2Model", ids, options);
+    const { cache } = options;
+    const sizes = passSizes("GPT2Model", ids, options);
+    const { b, t, before, positions, mask, inserted, prefix } = sizes;
     const at = positions ?? Int32Array.from({ length: t }, (_, i) => before + i);
     for (const position of at) {
       if (position < 0 || position >= this.#longest) {
@@ -256,14 +268,15 @@ export class GPT2Model extends Module {
       }
     }
     const places = tensor(at, { shape: positions ? [b, t] : [t] });
-    // [B, T, C] + [T, C] or [B, T, C]
-    let x = this.drop.forward(this.wte.forward(ids).add(this.wpe.forward(places)));
-    for (const block of this.h) {
-      x = this.gradientCheckpointing && this.training && !cache
-        ? checkpoint((h: Tensor) => block.forward(h, options), x)
-        : block.forward(x, options);
-    }
-    if (cache) cache.length += t;
+    let x = this.wte.forward(ids); // [B, T, C]
+    if (inserted) x = withEmbeddings(x, inserted); // [B, n + T, C]
+    x = this.drop.forward(x.add(this.wpe.forward(places))); // + [T, C] or [B, T, C]
+    const again = this.gradientCheckpointing && this.training && !cache;
+    this.h.forEach((layer, i) => {
+      x = runBlock((h, prefix) => layer.forward(h, { mask, cache, prefix }), x, prefix?.[i], again);
+    });
+    if (cache) cache.length += ids.shape[1];
+    if (inserted) x = x.slice(1, inserted.length); // the tokens' own, [B, T, C]
     return this.ln_f.forward(x);
   }
 }
@@ -332,7 +345,25 @@ export class GPT2LMHeadModel extends CausalLM {
 
   /** i32 [B, T] -> the last hidden states, [B, T, C]. */
   override forward(ids: Tensor, options: ForwardOptions = {}): Tensor {
-    return this.transformer.forward(ids, options);
+    return this.transformer.forward(ids, this.prompted(ids, options));
+  }
+
+  /** Sizes that a soft prompt has to fit. */
+  override promptSizes(): PromptSizes {
+    const { n_embd, n_layer, n_head, n_positions } = this.#config;
+    return {
+      hidden: n_embd,
+      layers: n_layer,
+      queryHeads: n_head,
+      heads: n_head,
+      headDim: n_embd / n_head,
+      positions: n_positions,
+    };
+  }
+
+  /** The table of token vectors. */
+  override inputEmbedding(): Embedding {
+    return this.transformer.wte;
   }
 
   /** An empty cache for `batch` rows of up to `capacity` positions. */
@@ -344,6 +375,7 @@ export class GPT2LMHeadModel extends CausalLM {
       heads: n_head,
       capacity,
       headDim: n_embd / n_head,
+      lead: this.prompt?.length,
     });
   }
 }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { checkpoint, rope, swiglu, type Tensor, tensor, Variable } from "../../core/mod.ts";
+import { rope, swiglu, type Tensor, tensor, Variable } from "../../core/mod.ts";
 import { Embedding } from "../embedding.ts";
 import { Linear } from "../linear.ts";
 import { Module } from "../module.ts";
@@ -27,7 +27,7 @@ import {
   ropeFrequencies,
 } from "./llama_config.ts";
 import type { PretrainedInfo } from "./pretrained_model.ts";
-import { type LayerPrefix, type PromptSizes, withEmbeddings } from "./prompt.ts";
+import { type LayerPrefix, type PromptSizes, runBlock, withEmbeddings } from "./prompt.ts";
 
 /** What every layer shares in one pass. */
 export interface LlamaPass {
@@ -189,12 +189,7 @@ export class LlamaModel extends Module {
     if (inserted) x = withEmbeddings(x, inserted); // [B, n + T, hidden]
     const again = this.gradientCheckpointing && this.training && !cache;
     this.layers.forEach((layer, i) => {
-      const { keys, values } = prefix?.[i] ?? {};
-      // What a checkpoint differentiates by, it is given: a prefix's gradient leaves each block once.
-      const block = (h: Tensor, k?: Tensor, v?: Tensor): Tensor =>
-        layer.forward(h, { ...pass, prefix: k && v && { keys: k, values: v } });
-      if (!again) x = block(x, keys, values);
-      else x = keys && values ? checkpoint(block, x, keys, values) : checkpoint(block, x);
+      x = runBlock((h, prefix) => layer.forward(h, { ...pass, prefix }), x, prefix?.[i], again);
     });
     if (cache) cache.length += ids.shape[1];
     if (inserted) x = x.slice(1, inserted.length); // the tokens' own, [B, T, hidden]

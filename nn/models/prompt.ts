@@ -5,7 +5,7 @@
  * @module
  */
 
-import { concatenate, type Tensor } from "../../core/mod.ts";
+import { checkpoint, concatenate, type Tensor } from "../../core/mod.ts";
 import type { Embedding } from "../embedding.ts";
 import { Adapter } from "../module.ts";
 
@@ -79,4 +79,24 @@ export function widenMask(mask: Tensor, queries: number, keys: number, seen: num
   // One row for all queries stays one: what virtual tokens see, they see causally.
   if (t > 1) wide = wide.pad(2, queries, 0, 1);
   return wide;
+}
+
+/**
+ * Runs a block on x; where `again`, it is run again in backward rather than held. What a checkpoint
+ * differentiates by it is given, so that the prefix's gradient leaves each block once.
+ */
+export function runBlock(
+  block: (x: Tensor, prefix?: LayerPrefix) => Tensor,
+  x: Tensor,
+  prefix: LayerPrefix | undefined,
+  again: boolean,
+): Tensor {
+  if (!again) return block(x, prefix);
+  if (!prefix) return checkpoint((h: Tensor) => block(h), x);
+  return checkpoint(
+    (h: Tensor, keys: Tensor, values: Tensor) => block(h, { keys, values }),
+    x,
+    prefix.keys,
+    prefix.values,
+  );
 }
