@@ -17,6 +17,7 @@ families/<name>/ is what `save_pretrained` writes, and golden.safetensors beside
     greedy.<i>         and the tokens that greedy decoding with a cache puts after it, [12] int32
     loss.<problem>, labels.<problem>, grad.<problem>.<key>
                        bert_sequence: its loss as another problem_type, with the classifier's gradient
+    logits.scaled      gpt2: with scale_attn_by_inverse_layer_idx and without scale_attn_weights
     hidden, pooled     bert_base: the last hidden states and the pooled first one; no loss
 """
 
@@ -100,9 +101,9 @@ def padded(pad, length=11, short=7):
     return ids, mask
 
 
-def greedy(model):
-    found = {}
-    for i, length in enumerate((9, 4)):
+def continued(model, length):
+    """A prompt after which each greedy choice is clear in any arithmetic, and those choices."""
+    while True:
         ids = torch.randint(4, VOCABULARY, (1, length))
         text = model.generate(
             ids,
@@ -113,21 +114,26 @@ def greedy(model):
             eos_token_id=None,
             pad_token_id=0,
         )
-        # Without a tie: what comes next is clear in any arithmetic.
         top = model(text).logits[0, length - 1 : -1].topk(2).values
-        assert (top[:, 0] - top[:, 1]).min() > 1e-3, top
-        found[f"prompt.{i}"] = ids[0].int()
-        found[f"greedy.{i}"] = text[0, length:].int()
+        if (top[:, 0] - top[:, 1]).min() > 1e-3:
+            return ids[0].int(), text[0, length:].int()
+
+
+def greedy(model):
+    found = {}
+    for i, length in enumerate((9, 4)):
+        found[f"prompt.{i}"], found[f"greedy.{i}"] = continued(model, length)
     return found
 
 
-def decoder(name, model):
+def decoder(name, model, more=None):
     model = randomize(model)
     ids, mask = padded(0)
     labels = ids.masked_fill(mask == 0, -100)
     labels[0, :3] = -100
-    found = greedy(model)
-    save(name, model, {"input_ids": ids, "attention_mask": mask}, labels, found, True)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    found = greedy(model) | (more(model, inputs) if more else {})
+    save(name, model, inputs, labels, found, True)
 
 
 shape = dict(
@@ -152,7 +158,7 @@ decoder(
     "smollm",
     LlamaForCausalLM(
         LlamaConfig(
-            **shape,
+            **shape | {"num_key_value_heads": 4},
             rope_parameters=rope(
                 100000.0,
                 rope_type="llama3",
@@ -171,7 +177,8 @@ decoder(
         MistralConfig(**shape, rope_parameters=rope(1000.0), sliding_window=4)
     ),
 )
-# The first layer sees everything, the second a window.
+# The first layer sees everything, the second a window. Shapes of attention are few among the
+# decoders: a GPU compiles a kernel for each.
 decoder(
     "qwen2",
     Qwen2ForCausalLM(
@@ -179,7 +186,7 @@ decoder(
             **shape,
             rope_parameters=rope(1000000.0),
             use_sliding_window=True,
-            sliding_window=3,
+            sliding_window=4,
             max_window_layers=1,
         )
     ),
@@ -188,16 +195,15 @@ decoder(
     "qwen3",
     Qwen3ForCausalLM(
         Qwen3Config(
-            **shape,
-            head_dim=12,
+            **shape | {"hidden_size": 24},
+            head_dim=8,
             rope_parameters=rope(10000.0, rope_type="linear", factor=2.0),
             tie_word_embeddings=True,
         )
     ),
 )
-decoder(
-    "gpt2",
-    GPT2LMHeadModel(
+def gpt2(**settings):
+    return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
             n_embd=32,
@@ -207,11 +213,21 @@ decoder(
             n_positions=40,
             bos_token_id=1,
             eos_token_id=2,
-            scale_attn_by_inverse_layer_idx=True,
             attn_implementation="eager",
+            **settings,
         )
-    ),
-)
+    )
+
+
+def scaled(model, inputs):
+    """The same weights, each layer's scores divided by its number."""
+    other = gpt2(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False).eval()
+    other.load_state_dict(model.state_dict())
+    logits = other(**inputs).logits.detach()
+    return {"logits.scaled": logits * inputs["attention_mask"].unsqueeze(-1)}
+
+
+decoder("gpt2", gpt2(), scaled)
 
 encoder = dict(
     vocab_size=VOCABULARY,
