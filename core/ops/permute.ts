@@ -26,6 +26,12 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
     );
   }
   if (dims.every((d, i) => d === i)) return x;
+  const { node } = x;
+  if (node.op === permuteOp && node.value === null) {
+    // Two in a row are one, or none.
+    const inner = node.attrs.order as readonly number[];
+    return permute(new Tensor(node.inputs[0]), dims.map((d) => inner[d]));
+  }
   const shape = dims.map((d) => x.shape[d]);
   return new Tensor(record(permuteOp, [x.node], { shape, dtype: x.dtype }, { order: dims }));
 }

@@ -21,7 +21,7 @@ export const matmulOp: KernelOp = kernel({
   },
   gradient: ({ g, inputs: [a, b], needs }) => [
     needs[0] ? product(g, b.transpose()) : null,
-    needs[1] ? product(a.transpose(), g) : null,
+    needs[1] ? rightGradient(a, b, g) : null,
   ],
   samples: [
     {
@@ -108,6 +108,13 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
   }
   const whole = (t: Tensor): Tensor => t.expand([...batch, ...t.shape.slice(-2)]);
   return product(whole(a), whole(b));
+}
+
+/** aᵀ g, or (gᵀ a)ᵀ where b is itself a transpose: the gradient then lies as what was transposed. */
+function rightGradient(a: Tensor, b: Tensor, g: Tensor): Tensor {
+  const order = b.node.attrs.order as readonly number[] | undefined;
+  const turned = b.node.op.name === "permute" && order![b.rank - 1] === b.rank - 2;
+  return turned ? product(g.transpose(), a).transpose() : product(a.transpose(), g);
 }
 
 /** The product of two tensors with the same batch dimensions. */
