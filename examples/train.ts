@@ -58,13 +58,13 @@ const HELP = `Adapts stories15M, a small pretrained language model, to a text.
   --data FILE         .txt, or .jsonl with "text", or with "prompt"
                       and "completion", on each line                  (three plays by Shakespeare)
   --device NAME       auto, cpu or webgpu                             (auto)
-  --steps N           training steps                                  (100)
+  --steps N           training steps                                  (60)
   --batch N           sequences in a step                             (4)
   --seq N             tokens in a sequence, at most 256               (256)
   --lr X              learning rate                                   (0.003)
   --mix X             share of general text mixed in, below 1         (0)
   --seed N            decides every random choice                     (0)
-  --eval-every N      steps between evaluations; 0: only at the ends  (50)
+  --eval-every N      steps between evaluations; 0: only at the ends  (20)
   --out DIR           where the adapter and all else goes             (out/train)
   --resume            go on with the run in --out, up to --steps
   --help              this text`;
@@ -384,13 +384,13 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     target: flags.target ?? "q_proj,k_proj,v_proj,o_proj",
     data: flags.data ?? "",
     device: word("device", ["auto", "cpu", "webgpu"]),
-    steps: whole("steps", 100, 1),
+    steps: whole("steps", 60, 1),
     batch: whole("batch", 4, 1),
     seq: whole("seq", 256, 2, 256),
     lr: number("lr", 0.003, 0),
     mix: number("mix", 0, 0, 0.99),
     seed: whole("seed", 0, 0),
-    evalEvery: whole("eval-every", 50, 0),
+    evalEvery: whole("eval-every", 20, 0),
     out: flags.out ?? "out/train",
     resume: flags.resume,
   };
