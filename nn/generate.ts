@@ -22,6 +22,8 @@ export interface GenerativeModel extends Module {
     /** Tokens in the vocabulary. */
     readonly vocab_size: number;
   };
+  /** As Hugging Face's `generation_config.json`: its eos_token_id stands over that of `config`. */
+  readonly generationConfig?: Readonly<Record<string, unknown>> | null;
   /** A soft prompt before every row; its virtual tokens take positions. */
   readonly prompt?: { readonly length: number } | null;
   /** i32 [B, T] -> the last hidden states, [B, T, hidden]. */
@@ -36,7 +38,7 @@ export interface GenerativeModel extends Module {
 export interface GenerateOptions extends SamplingOptions {
   /** Tokens to generate at most. Default 128. */
   readonly maxTokens?: number;
-  /** Tokens that end a row; they are not part of the result. Default: the model's eos_token_id. */
+  /** Tokens that end a row; they are not part of the result. Default: eos_token_id. */
   readonly stopTokens?: readonly number[];
   /** Where sampling draws from: a seed, or a generator that goes on. Default seed 0. */
   readonly generator?: Generator | number;
@@ -115,7 +117,7 @@ async function* decode(
   options: GenerateOptions,
 ): AsyncGenerator<(Step | null)[], void> {
   const { maxTokens = 128, generator = 0 } = options;
-  const { vocab_size: vocab, eos_token_id: eos } = model.config;
+  const { vocab_size: vocab } = model.config;
   const lead = model.prompt?.length ?? 0;
   const longest = model.config.max_position_embeddings - lead;
   checkSampling(options);
@@ -137,7 +139,7 @@ async function* decode(
     }
   });
   if (maxTokens === 0) return;
-  const stops = new Set(options.stopTokens ?? (eos == null ? [] : [eos].flat()));
+  const stops = new Set(options.stopTokens ?? endTokens(model));
   const random = typeof generator === "number" ? new Generator(generator) : generator;
 
   const batch = prompts.length;
@@ -184,6 +186,18 @@ async function* decode(
     for (const [module, training] of modes) module.training = training;
     if (!options.cache) cache.dispose();
   }
+}
+
+/** The tokens that end a text. */
+function endTokens({ config, generationConfig }: GenerativeModel): number[] {
+  const end = generationConfig?.eos_token_id ?? config.eos_token_id ?? [];
+  const tokens = [end].flat();
+  if (!tokens.every((token) => Number.isInteger(token))) {
+    throw new TypeError(
+      `generate: eos_token_id must be a token or a list, is ${JSON.stringify(end)}`,
+    );
+  }
+  return tokens as number[];
 }
 
 /** Logits after the last of `length` more tokens a row: ids [B, length] -> [B, V]. */

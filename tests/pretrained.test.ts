@@ -14,6 +14,7 @@ import {
   BertForTokenClassification,
   BertModel,
   CausalLM,
+  generateBatch,
   GPT2LMHeadModel,
   LlamaForCausalLM,
   loadModel,
@@ -276,6 +277,28 @@ test("a fresh model is written with what it needs", async (folder) => {
   const ids = tensor([[3, 4, 5, 1]], { dtype: "i32" });
   const again = await RobertaForMaskedLM.fromPretrained(folder);
   assertEquals(await again.forward(ids).data(), await model.forward(ids).data());
+});
+
+test("generation ends as generation_config.json says, and the file is kept", async (folder) => {
+  await variant(folder, "mistral", same, { dtype: undefined, torch_dtype: "bfloat16" });
+  const text = '{ "eos_token_id": [2, 40],\n "temperature": 1.0 }';
+  const prompt = [[5, 9, 14, 33]];
+  const [free] = await generateBatch(await MistralForCausalLM.fromPretrained(folder), prompt, {
+    maxTokens: 4,
+  });
+  await Deno.writeTextFile(
+    `${folder}/generation_config.json`,
+    text.replace("40", `${free.tokens[2]}`),
+  );
+  const model = await MistralForCausalLM.fromPretrained(folder);
+  const [ended] = await generateBatch(model, prompt, { maxTokens: 4 });
+  const first = free.tokens.indexOf(free.tokens[2]);
+  assertEquals(ended, { tokens: free.tokens.slice(0, first), stop: free.tokens[2] });
+  await model.savePretrained(`${folder}/saved`);
+  const read = (name: string): Promise<string> => Deno.readTextFile(`${folder}/${name}`);
+  assertEquals(await read("saved/generation_config.json"), await read("generation_config.json"));
+  // Weights are held, and written, as 32-bit floats whatever they were.
+  assertStringIncludes(await read("saved/config.json"), '"torch_dtype": "float32"');
 });
 
 // deno-lint-ignore require-await

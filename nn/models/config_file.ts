@@ -1,12 +1,12 @@
 /**
- * `config.json` as it was read, and as it is written again.
+ * `config.json` and `generation_config.json` as they were read, and as they are written again.
  *
  * @module
  */
 
-import { parseJson, readText } from "./pretrained.ts";
+import { isThere, parseJson, readText } from "./pretrained.ts";
 
-/** A `config.json`. */
+/** A file of settings. */
 export interface ConfigFile {
   /** Where it stands. */
   readonly path: string;
@@ -22,7 +22,20 @@ export interface ConfigFile {
  * Throws an `Error` that names the file where it is missing or no JSON object.
  */
 export async function modelConfig(folder: string): Promise<ConfigFile> {
-  const path = `${folder}/config.json`;
+  return await configFile(`${folder}/config.json`);
+}
+
+/**
+ * Reads `generation_config.json` of a model's folder; null where there is none.
+ *
+ * Throws an `Error` that names the file where it is no JSON object.
+ */
+export async function generationConfig(folder: string): Promise<ConfigFile | null> {
+  const path = `${folder}/generation_config.json`;
+  return await isThere(path) ? await configFile(path) : null;
+}
+
+async function configFile(path: string): Promise<ConfigFile> {
   const text = await readText("load model", path);
   return { path, text, config: parseJson("load model", path, text) };
 }

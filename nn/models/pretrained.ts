@@ -105,7 +105,8 @@ export async function weightFiles(folder: string): Promise<Weights> {
   return { paths: [...parts.keys()].sort().map((name) => `${folder}/${name}`), keys };
 }
 
-async function isThere(path: string): Promise<boolean> {
+/** Whether a file can be opened there. */
+export async function isThere(path: string): Promise<boolean> {
   try {
     (await openForReading("load model", path)).close();
     return true;

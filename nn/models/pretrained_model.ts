@@ -10,7 +10,13 @@ import { Embedding } from "../embedding.ts";
 import { Conv1D, Linear } from "../linear.ts";
 import { Module } from "../module.ts";
 import { KeysError } from "../state.ts";
-import { type ConfigFile, configText, modelConfig, withLabels } from "./config_file.ts";
+import {
+  type ConfigFile,
+  configText,
+  generationConfig,
+  modelConfig,
+  withLabels,
+} from "./config_file.ts";
 import { weightFiles } from "./pretrained.ts";
 
 /** What a class says of its checkpoints. */
@@ -53,6 +59,7 @@ export interface PretrainedOptions {
 export abstract class PretrainedModel extends Module {
   readonly #given: Readonly<Record<string, unknown>>;
   #file: ConfigFile | null = null;
+  #generation: ConfigFile | null = null;
   /** What the folder it came from calls a key, where that differs. */
   #names: ReadonlyMap<string, string> = new Map();
 
@@ -64,6 +71,11 @@ export abstract class PretrainedModel extends Module {
 
   /** The configuration, defaults filled in. */
   abstract get config(): Readonly<Record<string, unknown>>;
+
+  /** What `generation_config.json` said of the folder it came from, or null. */
+  get generationConfig(): Readonly<Record<string, unknown>> | null {
+    return this.#generation?.config ?? null;
+  }
 
   /**
    * The model in a folder of Hugging Face's layout: `config.json` and `model.safetensors`, or the parts
@@ -93,6 +105,7 @@ export abstract class PretrainedModel extends Module {
       throw fitting(error, file, this.pretrained.architecture, newHead);
     }
     model.#file = file;
+    model.#generation = await generationConfig(folder);
     const stripped = !hasBase(model, base) && keys.some((key) => key.startsWith(`${base}.`));
     // A file of another architecture's layout is not what this one would write.
     if (!newHead && !stripped) {
@@ -105,7 +118,8 @@ export abstract class PretrainedModel extends Module {
   }
 
   /**
-   * Writes `config.json` and `model.safetensors` into `folder`, each whole or as it was before.
+   * Writes `config.json` and `model.safetensors` into `folder`, each whole or as it was before, and
+   * `generation_config.json` where it came with one.
    * Adapters are left out. Keys are those of the folder it came from, and so is the configuration, but
    * for `architectures`, the dtype, and what was set at loading.
    *
@@ -140,10 +154,10 @@ export abstract class PretrainedModel extends Module {
       ...(dtype && { ["torch_dtype" in given ? "torch_dtype" : "dtype"]: longNames[dtype] }),
     });
     await this.save(`${folder}/model.safetensors`, (key) => this.#names.get(key) ?? key);
-    await writeAtomically(
-      `${folder}/config.json`,
-      (file) => file.write(new TextEncoder().encode(text)),
-    );
+    const write = (name: string, text: string): Promise<void> =>
+      writeAtomically(`${folder}/${name}`, (file) => file.write(new TextEncoder().encode(text)));
+    await write("config.json", text);
+    if (this.#generation) await write("generation_config.json", this.#generation.text);
   }
 
   /** Starts linear layers and embeddings as N(0, std), and biases as 0, as Hugging Face does. */
