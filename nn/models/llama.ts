@@ -27,7 +27,13 @@ import {
   ropeFrequencies,
 } from "./llama_config.ts";
 import type { PretrainedInfo } from "./pretrained_model.ts";
-import { type LayerPrefix, type PromptSizes, runBlock, withEmbeddings } from "./prompt.ts";
+import {
+  checkWindows,
+  type LayerPrefix,
+  type PromptSizes,
+  runBlock,
+  withEmbeddings,
+} from "./prompt.ts";
 
 /** What every layer shares in one pass. */
 export interface LlamaPass {
@@ -184,6 +190,12 @@ export class LlamaModel extends Module {
     const { cache } = options;
     const sizes = passSizes("LlamaModel", ids, options);
     const { b, t, before, positions, mask, inserted, prefix } = sizes;
+    if (options.prompt && options.positions) {
+      const [seen, tokens, lead] = [cache?.length ?? 0, ids.shape[1], options.prompt.length];
+      const keys = lead + (cache?.capacity ?? tokens);
+      const given = { positions: options.positions, t: tokens, seen, keys };
+      checkWindows("LlamaModel", this.#config.traits.windows, given);
+    }
     const pass: LlamaPass = { ...this.#rotations(b, t, before, positions), mask, cache };
     let x = this.embed_tokens.forward(ids); // [B, T, hidden]
     if (inserted) x = withEmbeddings(x, inserted); // [B, n + T, hidden]

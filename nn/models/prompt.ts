@@ -82,6 +82,32 @@ export function widenMask(mask: Tensor, queries: number, keys: number, seen: num
 }
 
 /**
+ * Refuses padding that stands between a prompt and a row's tokens where a window would be spent on it.
+ *
+ * `windows` are those of the blocks, 0 for none; `positions` those of `t` tokens a row, of which the
+ * first would be `seen` without padding; `keys` is how many keys there can be.
+ */
+export function checkWindows(
+  what: string,
+  windows: readonly number[],
+  { positions, t, seen, keys }: {
+    readonly positions: Int32Array<ArrayBuffer>;
+    readonly t: number;
+    readonly seen: number;
+    readonly keys: number;
+  },
+): void {
+  const window = Math.min(...windows.filter((w) => w > 0));
+  const padded = positions.some((p, i) => i % t === t - 1 && p !== seen + t - 1);
+  if (window < keys && padded) {
+    throw new RangeError(
+      `${what}: padding stands between the soft prompt and the tokens, and a window of ${window} ` +
+        `over up to ${keys} keys would count it; give rows without padding, of one length`,
+    );
+  }
+}
+
+/**
  * Runs a block on x; where `again`, it is run again in backward rather than held. What a checkpoint
  * differentiates by it is given, so that the prefix's gradient leaves each block once.
  */
