@@ -128,7 +128,7 @@ const NOT_BUILT: readonly string[] = [
 ];
 
 /** Python writes these with a point, whole or not. */
-const FLOATS: readonly string[] = ["lora_dropout"];
+const FLOATS: readonly string[] = ["lora_dropout", "encoder_dropout"];
 
 /**
  * Fills in PEFT's defaults and checks every setting. Unknown keys are kept, and told to `warn`.
@@ -205,7 +205,7 @@ export function resolveLoraConfig(
 }
 
 /** The text of `adapter_config.json`: keys sorted, two spaces, as Python's `json.dumps` writes it. */
-export function formatConfig(config: ResolvedLoraConfig): string {
+export function formatConfig(config: Readonly<Record<string, unknown>>): string {
   const sorted = (value: unknown): unknown => {
     if (Array.isArray(value)) return value.map(sorted);
     if (typeof value !== "object" || value === null) return value;

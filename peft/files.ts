@@ -17,6 +17,9 @@ import {
   resolveLoraConfig,
 } from "./config.ts";
 import { attach, loraLayers, setActive } from "./lora.ts";
+import { isPromptType, type PromptConfig, type ResolvedPromptConfig } from "./prompt/config.ts";
+import { readPrompt, writePrompt } from "./prompt/files.ts";
+import { promptsOf } from "./prompt/holder.ts";
 import { findTargets } from "./target.ts";
 
 const CONFIG = "adapter_config.json", WEIGHTS = "adapter_model.safetensors";
@@ -58,7 +61,8 @@ export interface LoadAdapterOptions {
 
 /**
  * Writes an adapter into `folder`. PEFT loads it with `PeftModel.from_pretrained`. Each file is whole,
- * or what it was before.
+ * or what it was before. Of a soft prompt it has what stands before the input, not the projection or
+ * network that makes it: to go on with training, keep those with `saveCheckpoint`.
  *
  * Throws an `Error` where the model has no such adapter, or a file cannot be written.
  */
@@ -67,7 +71,8 @@ export async function saveAdapter(
   folder: string,
   { name = "default" }: SaveAdapterOptions = {},
 ): Promise<void> {
-  let config: ResolvedLoraConfig | null = null;
+  let config: ResolvedLoraConfig | ResolvedPromptConfig | null = null;
+  const prompt = promptsOf(model)?.adapters.get(name);
   const tensors = new Map<string, Variable>();
   for (const [path, layer] of loraLayers(model)) {
     const adapter = layer.adapters.get(name);
@@ -76,12 +81,16 @@ export async function saveAdapter(
     tensors.set(encodeKey(path, "lora_A.weight"), adapter.lora_A.weight);
     tensors.set(encodeKey(path, "lora_B.weight"), adapter.lora_B.weight);
   }
+  config ??= prompt?.config ?? null;
   if (!config) throw new Error(`saveAdapter: the model has no adapter "${name}"`);
-  await writeSafetensors(
-    `${folder}/${WEIGHTS}`,
-    [...tensors].map(([key, variable]) => [key, safetensorsInput(variable)] as const),
-    { format: "pt" },
-  );
+  if (prompt) await writePrompt(`${folder}/${WEIGHTS}`, prompt);
+  else {
+    await writeSafetensors(
+      `${folder}/${WEIGHTS}`,
+      [...tensors].map(([key, variable]) => [key, safetensorsInput(variable)] as const),
+      { format: "pt" },
+    );
+  }
   // After the weights: a folder with a configuration has both.
   await writeAtomically(`${folder}/${CONFIG}`, async (file) => {
     const text = formatConfig({ ...config, inference_mode: true });
@@ -100,12 +109,21 @@ export async function loadAdapter(
   model: Module,
   folder: string,
   options: LoadAdapterOptions = {},
-): Promise<ResolvedLoraConfig> {
+): Promise<ResolvedLoraConfig | ResolvedPromptConfig> {
   const { name = "default", trainable = false } = options;
   const configFile = `${folder}/${CONFIG}`;
   const raw = await readJson("load adapter", configFile);
   if (!("peft_type" in raw)) {
     throw new TypeError(`load adapter: ${configFile} needs the key "peft_type"`);
+  }
+  if (isPromptType(raw.peft_type)) {
+    return await readPrompt(
+      model,
+      `${folder}/${WEIGHTS}`,
+      raw as unknown as PromptConfig,
+      `load adapter: ${configFile}`,
+      { name, trainable, warn: options.warn },
+    );
   }
   const config = resolveLoraConfig(raw as LoraConfig, `load adapter: ${configFile}`, options.warn);
   const targets = findTargets(model, config);

@@ -7,6 +7,7 @@
 import { noGrad, normal, type Tensor, uniform } from "../core/mod.ts";
 import { Adapter, Dropout, Linear, type Module, Parameter, replaceModule } from "../nn/mod.ts";
 import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
+import { type PromptAdapters, promptsOf, removePrompts } from "./prompt/holder.ts";
 import { findTargets, type Target } from "./target.ts";
 
 /** The two small matrices beside one linear layer. Their names are PEFT's. */
@@ -160,8 +161,8 @@ export function attach(
   if (!/^[A-Za-z0-9_-]+$/.test(name)) {
     throw new RangeError(`LoRA: an adapter's name is of letters, digits, _ and -, got "${name}"`);
   }
-  for (const layer of loraLayers(model).values()) {
-    if (layer.adapters.has(name)) throw new Error(`LoRA: there is an adapter "${name}" already`);
+  if (adapterNames(model).includes(name)) {
+    throw new Error(`LoRA: there is an adapter "${name}" already`);
   }
   for (const target of targets) {
     const { path, layer } = target;
@@ -182,22 +183,33 @@ export function loraLayers(model: Module): Map<string, LoraLinear> {
   return layers;
 }
 
+/** All that holds adapters by name: the soft prompts, and the adapted layers. */
+function adapterHolders(model: Module): (PromptAdapters | LoraLinear)[] {
+  const prompts = promptsOf(model);
+  return [...(prompts ? [prompts] : []), ...loraLayers(model).values()];
+}
+
+/** Names of the attached adapters. */
+export function adapterNames(model: Module): string[] {
+  return [...new Set(adapterHolders(model).flatMap((holder) => [...holder.adapters.keys()]))];
+}
+
 /**
  * Makes the named adapters the active ones, in this order; none switches all off. What is trained stays.
  *
- * Throws an `Error` where there is no adapter of a name.
+ * Throws an `Error` where there is no adapter of a name, or two of them are soft prompts.
  */
 export function setActive(model: Module, ...names: string[]): void {
-  const layers = loraLayers(model);
-  const attached = new Set([...layers.values()].flatMap((l) => [...l.adapters.keys()]));
+  const attached = adapterNames(model);
   for (const name of names) {
-    if (!attached.has(name)) {
-      throw new Error(
-        `setActive: no adapter "${name}"; there is ${[...attached].join(", ") || "none"}`,
-      );
+    if (!attached.includes(name)) {
+      throw new Error(`setActive: no adapter "${name}"; there is ${attached.join(", ") || "none"}`);
     }
   }
-  for (const layer of layers.values()) layer.active = names.filter((n) => layer.adapters.has(n));
+  // Prompts come first: theirs is the only refusal.
+  for (const holder of adapterHolders(model)) {
+    holder.active = names.filter((n) => holder.adapters.has(n));
+  }
 }
 
 /**
@@ -205,11 +217,11 @@ export function setActive(model: Module, ...names: string[]): void {
  * `fn`, or the promise it gives, is done, or has thrown.
  */
 export function withoutAdapters<T>(model: Module, fn: () => T): T {
-  const before = [...loraLayers(model).values()].map((layer) => [layer, layer.active] as const);
+  const before = adapterHolders(model).map((holder) => [holder, holder.active] as const);
   const restore = (): void => {
-    for (const [layer, active] of before) layer.active = active;
+    for (const [holder, active] of before) holder.active = active;
   };
-  for (const [layer] of before) layer.active = [];
+  for (const [holder] of before) holder.active = [];
   let result: T;
   try {
     result = fn();
@@ -225,8 +237,18 @@ export function withoutAdapters<T>(model: Module, fn: () => T): T {
 /**
  * Adds the active adapters to the weights and takes all adapters away: the model computes what it did
  * before, at the base's speed. A weight that is tied to another layer's is copied first.
+ *
+ * Throws an `Error` where a soft prompt is active, which no weight can hold.
  */
 export function mergeAdapters<M extends Module>(model: M): M {
+  const [prompt] = promptsOf(model)?.active ?? [];
+  if (prompt !== undefined) {
+    throw new Error(
+      `mergeAdapters: the soft prompt "${prompt}" is active, which no weight can hold; ` +
+        "switch it off with setActive(), or take all adapters away with removeAdapters()",
+    );
+  }
+  removePrompts(model);
   const holders = new Map<Parameter, number>();
   for (const module of model.modules()) {
     for (const value of Object.values(module)) {
@@ -241,6 +263,7 @@ export function mergeAdapters<M extends Module>(model: M): M {
 
 /** Takes all adapters away; the base is as it was. */
 export function removeAdapters<M extends Module>(model: M): M {
+  removePrompts(model);
   for (const [path, layer] of loraLayers(model)) {
     const { inFeatures, outFeatures, weight, bias } = layer;
     replaceModule(

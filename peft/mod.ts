@@ -1,5 +1,5 @@
 /**
- * Parameter-efficient fine-tuning: LoRA, in Hugging Face PEFT's file format.
+ * Parameter-efficient fine-tuning: LoRA and soft prompts, in Hugging Face PEFT's file format.
  *
  * @module
  */
@@ -29,4 +29,23 @@ export {
   setActive,
   withoutAdapters,
 } from "./lora.ts";
+export {
+  PrefixProjection,
+  PromptAdapter,
+  PromptEncoder,
+  PromptRows,
+  PromptTable,
+} from "./prompt/adapter.ts";
+export {
+  type PrefixTuningConfig,
+  type PromptBaseConfig,
+  type PromptConfig,
+  type PromptEncoderConfig,
+  type PromptTuningConfig,
+  type ResolvedPromptConfig,
+  resolvePromptConfig,
+} from "./prompt/config.ts";
+export { PromptAdapters } from "./prompt/holder.ts";
+export { injectPrompt, type InjectPromptOptions } from "./prompt/inject.ts";
+export { keysAndValues, type PrefixStart, type PromptModel } from "./prompt/start.ts";
 export { findTargets, matchesName, type Target } from "./target.ts";
