@@ -19,8 +19,28 @@ export interface FileSystem {
   remove(path: string, options?: { recursive: boolean }): Promise<void>;
   /** What the file system says about a path. */
   stat(path: string): Promise<{ size: number; isFile: boolean; isDirectory: boolean }>;
+  /** Opens a file to be written piece by piece; makes it where there is none. */
+  open(path: string, options: { read: true; write: true; create: true }): Promise<OpenFile>;
   /** The environment. */
   env: { get(name: string): string | undefined };
+}
+
+/** A file that is open. */
+export interface OpenFile {
+  /** Fills the buffer from where the file stands; the number of bytes read, null at the end. */
+  read(buffer: Uint8Array): Promise<number | null>;
+  /** Writes at where the file stands; the number of bytes written. */
+  write(bytes: Uint8Array): Promise<number>;
+  /** Cuts the file. */
+  truncate(size: number): Promise<void>;
+  /** What the file system says about it. */
+  stat(): Promise<{ size: number }>;
+  /** Waits until nobody else has it locked. The lock ends with `close`, or with the process. */
+  lock(exclusive: boolean): Promise<void>;
+  /** Waits until what was written is on the disk. */
+  sync(): Promise<void>;
+  /** Closes it. */
+  close(): void;
 }
 
 /**

@@ -5,6 +5,7 @@
  */
 
 export * from "./stories15m.ts";
+export * from "./hub.ts";
 export * from "./tokenizer.ts";
 export * from "./text.ts";
 export * from "./cache.ts";
