@@ -72,8 +72,9 @@ async function main(args: string[]): Promise<void> {
   const isWholeModel = adapter && await exists(`${adapter}/config.json`);
   const model = await LlamaForCausalLM.fromPretrained(isWholeModel ? adapter : base);
   if (adapter && !isWholeModel) {
-    await loadAdapter(model, adapter);
-    mergeAdapters(model); // no step costs more than the base's
+    const { peft_type } = await loadAdapter(model, adapter);
+    // In the weights LoRA costs no step anything; a soft prompt stays before the text.
+    if (peft_type === "LORA") mergeAdapters(model);
   }
 
   const ids = [...tokenizer.encode(prompt)];
