@@ -24,10 +24,10 @@ export class Embedding extends Module {
   /** The vectors, [V, D] */
   weight: Parameter;
 
-  /** A table of `count` vectors of `size`. */
-  constructor(count: number, size: number) {
+  /** A table of `count` vectors of `size`, or the table to take over. */
+  constructor(count: number, size: number, weight?: Parameter) {
     super();
-    this.weight = new Parameter(normal([count, size]));
+    this.weight = weight ?? new Parameter(normal([count, size]));
   }
 
   /** i32 [...] -> [..., D]. An index outside [0, V) gives no defined vector. */

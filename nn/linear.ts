@@ -101,11 +101,16 @@ export class Conv1D extends Module {
   /** b, [out] */
   bias: Parameter;
 
-  /** A layer from `inFeatures` to `outFeatures`. */
-  constructor(inFeatures: number, outFeatures: number) {
+  /** A layer from `inFeatures` to `outFeatures`; weight and bias may be given to take over. */
+  constructor(
+    inFeatures: number,
+    outFeatures: number,
+    options: { readonly weight?: Parameter; readonly bias?: Parameter } = {},
+  ) {
     super();
-    this.weight = new Parameter(normal([inFeatures, outFeatures], { std: 0.02 }));
-    this.bias = new Parameter(zeros([outFeatures]));
+    this.weight = options.weight ??
+      new Parameter(normal([inFeatures, outFeatures], { std: 0.02 }));
+    this.bias = options.bias ?? new Parameter(zeros([outFeatures]));
   }
 
   /** Size of the input's last dimension. */
