@@ -4,7 +4,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { type DeviceName, init } from "@graft/ml";
 import { loadStories15M, loadTokenizer, StreamDecoder } from "@graft/ml/data";
 import { generate, LlamaForCausalLM } from "@graft/ml/nn";
-import { loadAdapter, mergeAdapters } from "@graft/ml/peft";
+import { loadAdapter, mergeAndUnload } from "@graft/ml/peft";
 
 const HELP = `Continues a text, by stories15M with an adapter.
 
@@ -74,7 +74,7 @@ async function main(args: string[]): Promise<void> {
   if (adapter && !isWholeModel) {
     const { peft_type } = await loadAdapter(model, adapter);
     // In the weights LoRA costs no step anything; a soft prompt stays before the text.
-    if (peft_type === "LORA") mergeAdapters(model);
+    if (peft_type === "LORA") await mergeAndUnload(model);
   }
 
   const ids = [...tokenizer.encode(prompt)];

@@ -14,8 +14,8 @@ export interface LoraConfig {
   readonly lora_dropout?: number;
   /**
    * Which linear layers to adapt: a string is a regular expression on the whole name, a list holds names
-   * or their endings after a dot, "all-linear" is every linear layer but the output layer. Default: for
-   * a Llama, q_proj and v_proj.
+   * or their endings after a dot, "all-linear" is every linear layer but the output layer. Default: by
+   * model type; for a Llama, q_proj and v_proj.
    */
   readonly target_modules?: string | readonly string[] | null;
   /** Layers to leave out, by the same rules. */
@@ -30,8 +30,22 @@ export interface LoraConfig {
   readonly alpha_pattern?: Readonly<Record<string, number>>;
   /** Whether the scale is α / √r (Kalajdzievski 2023). Default false. */
   readonly use_rslora?: boolean;
-  /** true: A kaiming-uniform, B zero. "gaussian": A normal with deviation 1 / r, B zero. Default true. */
-  readonly init_lora_weights?: boolean | "gaussian";
+  /**
+   * How A and B start. true: A kaiming-uniform, B zero. false: both random. "gaussian": A normal with
+   * deviation 1 / r, B zero. "orthogonal": both random with B A = 0. "pissa" and "olora": from the
+   * weight, see `injectFromBase`. Default true.
+   */
+  readonly init_lora_weights?: boolean | string;
+  /** Whether the direction and the length of each row are learned apart (DoRA). Default false. */
+  readonly use_dora?: boolean;
+  /** Whether B has a bias. Default false. */
+  readonly lora_bias?: boolean;
+  /** Which biases of the base are trained: none, those of the targets, or all. Default "none". */
+  readonly bias?: "none" | "all" | "lora_only";
+  /** Modules, named as targets are in a list, of which the adapter has a full copy. Default none. */
+  readonly modules_to_save?: readonly string[] | null;
+  /** Whether the base's weights are [in, out]: set from the layers that are found. */
+  readonly fan_in_fan_out?: boolean;
   /** Where the base model came from: a folder or a name; only for those who read the file. */
   readonly base_model_name_or_path?: string | null;
   /** Such as "CAUSAL_LM"; only for those who read the file. */
@@ -57,6 +71,11 @@ export type ResolvedLoraConfig =
       | "alpha_pattern"
       | "use_rslora"
       | "init_lora_weights"
+      | "use_dora"
+      | "lora_bias"
+      | "bias"
+      | "modules_to_save"
+      | "fan_in_fan_out"
     >
   >;
 
@@ -109,23 +128,26 @@ const DEFAULTS: Readonly<Record<string, unknown>> = {
 const NOT_BUILT: readonly string[] = [
   "alora_invocation_tokens",
   "arrow_config",
-  "bias",
   "corda_config",
   "ensure_weight_tying",
   "eva_config",
-  "fan_in_fan_out",
   "kasa_config",
   "layer_replication",
-  "lora_bias",
-  "modules_to_save",
   "monteclora_config",
   "target_parameters",
   "trainable_token_indices",
   "use_bdlora",
-  "use_dora",
   "use_qalora",
   "velora_config",
 ];
+
+/** The starts that have names. */
+const STARTS = /^(gaussian|orthogonal|olora|pissa(_niter_[1-9]\d*)?)$/;
+
+/** All ranks that a configuration names. */
+function ranks(all: Record<string, unknown>): number[] {
+  return [all.r as number, ...Object.values(all.rank_pattern as Record<string, number>)];
+}
 
 /** Python writes these with a point, whole or not. */
 const FLOATS: readonly string[] = ["lora_dropout", "encoder_dropout"];
@@ -195,11 +217,27 @@ export function resolveLoraConfig(
     typeof value === "object" && value !== null && Object.values(value).every(holds);
   need("rank_pattern", isRecordOf(all.rank_pattern, isRank), "an object of ranks");
   need("alpha_pattern", isRecordOf(all.alpha_pattern, isNumber), "an object of numbers");
-  need("use_rslora", typeof all.use_rslora === "boolean", "true or false");
+  for (const key of ["use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"]) {
+    need(key, typeof all[key] === "boolean", "true or false");
+  }
+  need("bias", ["none", "all", "lora_only"].includes(all.bias as string), "none, all or lora_only");
+  need(
+    "modules_to_save",
+    all.modules_to_save === null ||
+      (Array.isArray(all.modules_to_save) && isNames(all.modules_to_save)),
+    "a list of names or null",
+  );
+  need("lora_bias", !(all.lora_bias && all.use_dora), "false with use_dora");
   need(
     "init_lora_weights",
-    typeof init === "boolean" || init === "gaussian",
-    'true, false or "gaussian": the others are not built',
+    typeof init === "boolean" || STARTS.test(String(init)),
+    'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_[number]" or "olora" (the others, ' +
+      "such as loftq and eva, are not built)",
+  );
+  need(
+    "init_lora_weights",
+    init !== "orthogonal" || ranks(all).every((r) => r % 2 === 0),
+    '"orthogonal" only with even ranks',
   );
   return all as unknown as ResolvedLoraConfig;
 }

@@ -5,9 +5,9 @@
  * @module
  */
 
-import { openSafetensors, type Shape, type Variable, writeSafetensors } from "../core/mod.ts";
+import { openSafetensors, writeSafetensors } from "../core/mod.ts";
 import { writeAtomically } from "../core/files.ts";
-import type { Module } from "../nn/mod.ts";
+import type { HostTensor, Module, Parameter } from "../nn/mod.ts";
 import { readJson } from "../nn/models/pretrained.ts";
 import { checkKeys, hostValues, safetensorsInput, writeHost } from "../nn/state.ts";
 import {
@@ -16,16 +16,29 @@ import {
   type ResolvedLoraConfig,
   resolveLoraConfig,
 } from "./config.ts";
-import { attach, loraLayers, setActive } from "./lora.ts";
+import { isLoraLayer } from "./layers.ts";
+import { attach, deleteAdapter } from "./lora.ts";
+import { ownOf } from "./own.ts";
 import { isPromptType, type PromptConfig, type ResolvedPromptConfig } from "./prompt/config.ts";
 import { readPrompt, writePrompt } from "./prompt/files.ts";
 import { promptsOf } from "./prompt/holder.ts";
-import { findTargets } from "./target.ts";
+import { startFromBase } from "./start.ts";
+import { adapterNames, adapterParameters, loraLayers, setActive } from "./switch.ts";
+import { baseModules, findTargets } from "./target.ts";
 
 const CONFIG = "adapter_config.json", WEIGHTS = "adapter_model.safetensors";
 const PREFIX = "base_model.model.";
-/** The parts of an adapter; their names in a model and in a file are the same. */
-const PARTS: readonly string[] = ["lora_A.weight", "lora_B.weight"];
+/** What PEFT calls the parts of an adapter; "base_layer" is the adapted layer itself. */
+const PARTS: readonly string[] = [
+  "lora_A.weight",
+  "lora_B.weight",
+  "lora_B.bias",
+  "lora_embedding_A",
+  "lora_embedding_B",
+  "lora_magnitude_vector",
+  "base_layer.bias",
+  "base_layer.weight",
+];
 
 /**
  * The key in a file of one part, such as "lora_A.weight", of the adapter beside the module `path`.
@@ -41,6 +54,35 @@ export function decodeKey(key: string): { path: string; part: string } | null {
   const part = PARTS.find((part) => key.endsWith(`.${part}`));
   if (part === undefined) return null;
   return { path: key.slice(PREFIX.length, -part.length - 1), part };
+}
+
+/**
+ * The parameters of an adapter by their keys in PEFT's files: A and B, DoRA's magnitudes, and its own
+ * copies of modules and biases.
+ */
+export function adapterState(model: Module, name = "default"): Map<string, Parameter> {
+  const state = new Map<string, Parameter>();
+  for (const [path, module] of baseModules(model)) {
+    const pair = isLoraLayer(module) ? module.adapters.get(name) : undefined;
+    for (const [part, parameter] of pair?.parts() ?? []) {
+      state.set(encodeKey(path, part), parameter);
+    }
+    for (const [inner, parameter] of ownOf(module)?.adapters.get(name)?.values ?? []) {
+      state.set(encodeKey(path, pair ? `base_layer.${inner}` : inner), parameter);
+    }
+  }
+  return state;
+}
+
+/** Weights of the base that PEFT keeps in an adapter's file too. */
+function baseState(model: Module, name: string): Map<string, Parameter> {
+  const state = new Map<string, Parameter>();
+  for (const [path, layer] of loraLayers(model)) {
+    if (layer.adapters.get(name)?.savesBase) {
+      state.set(encodeKey(path, "base_layer.weight"), layer.weight);
+    }
+  }
+  return state;
 }
 
 /** Options of {@linkcode saveAdapter}. */
@@ -73,16 +115,15 @@ export async function saveAdapter(
 ): Promise<void> {
   let config: ResolvedLoraConfig | ResolvedPromptConfig | null = null;
   const prompt = promptsOf(model)?.adapters.get(name);
-  const tensors = new Map<string, Variable>();
-  for (const [path, layer] of loraLayers(model)) {
-    const adapter = layer.adapters.get(name);
-    if (!adapter) continue;
-    config = adapter.config;
-    tensors.set(encodeKey(path, "lora_A.weight"), adapter.lora_A.weight);
-    tensors.set(encodeKey(path, "lora_B.weight"), adapter.lora_B.weight);
+  const tensors = new Map([...adapterState(model, name), ...baseState(model, name)]);
+  for (const layer of loraLayers(model).values()) {
+    config ??= layer.adapters.get(name)?.config ?? null;
   }
   config ??= prompt?.config ?? null;
-  if (!config) throw new Error(`saveAdapter: the model has no adapter "${name}"`);
+  if (!config) {
+    const names = adapterNames(model).join(", ") || "none";
+    throw new Error(`saveAdapter: the model has no adapter "${name}"; there is ${names}`);
+  }
   if (prompt) await writePrompt(`${folder}/${WEIGHTS}`, prompt);
   else {
     await writeSafetensors(
@@ -129,36 +170,58 @@ export async function loadAdapter(
   const targets = findTargets(model, config);
 
   await using file = await openSafetensors(`${folder}/${WEIGHTS}`);
-  const needed = new Map<string, Shape>();
-  for (const { path, layer, r } of targets) {
-    needed.set(encodeKey(path, "lora_A.weight"), [r, layer.inFeatures]);
-    needed.set(encodeKey(path, "lora_B.weight"), [layer.outFeatures, r]);
-  }
   const what = `load adapter: ${file.name}`;
-  checkKeys(what, needed, file.entries);
   for (const [key, { dtype }] of file.entries) {
     if (!["F32", "F16", "BF16", "F64"].includes(dtype)) {
       throw new TypeError(`${what}: key "${key}" needs a floating-point dtype, has ${dtype}`);
     }
   }
-  // Everything is read before the model is touched.
-  const values = new Map<string, Awaited<ReturnType<typeof hostValues>>>();
-  for (const [key, { dtype }] of file.entries) {
-    values.set(key, hostValues(await file.read(key), dtype, `${what}: key "${key}"`));
-  }
-
   attach(model, targets, config, name);
-  const layers = loraLayers(model);
-  for (const [key, data] of values) {
-    const { path, part } = decodeKey(key)!;
-    const adapter = layers.get(path)!.adapters.get(name)!;
-    const variable = part === "lora_A.weight" ? adapter.lora_A.weight : adapter.lora_B.weight;
-    await writeHost(variable, { shape: variable.shape, data }, key);
+  try {
+    const state = adapterState(model, name);
+    const needed = new Map([...state].map(([key, { shape }]) => [key, shape] as const));
+    const layers = loraLayers(model);
+    for (const { path } of targets) {
+      const layer = layers.get(path)!;
+      const key = encodeKey(path, "base_layer.weight");
+      layer.adapters.get(name)!.savesBase = file.entries.has(key);
+      if (file.entries.has(key)) needed.set(key, layer.weight.shape);
+    }
+    checkKeys(what, needed, file.entries);
+    const values = new Map<string, Awaited<ReturnType<typeof hostValues>>>();
+    for (const [key, { dtype }] of file.entries) {
+      values.set(key, hostValues(await file.read(key), dtype, `${what}: key "${key}"`));
+    }
+    for (const [key, weight] of baseState(model, name)) {
+      await checkSame(`${what}: key "${key}"`, weight, values.get(key)!);
+    }
+    await startFromBase(model, name);
+    for (const [key, parameter] of state) {
+      await writeHost(parameter, { shape: parameter.shape, data: values.get(key)! }, key);
+    }
+  } catch (error) {
+    deleteAdapter(model, name);
+    throw error;
   }
   if (trainable) model.freeze();
-  for (const layer of layers.values()) {
-    for (const p of layer.adapters.get(name)?.parameters() ?? []) p.requiresGrad = trainable;
-  }
+  for (const p of adapterParameters(model, name)) p.requiresGrad = trainable;
   setActive(model, name);
   return config;
+}
+
+/** Throws where the file's copy of a weight is not the model's: the adapter is for another base. */
+async function checkSame(
+  what: string,
+  weight: Parameter,
+  values: HostTensor["data"],
+): Promise<void> {
+  const own = await weight.data();
+  // Files may be rounded to 16 bits.
+  const differ = own.some((x, i) => Math.abs(x - values[i]) > 0.01 * Math.abs(x) + 1e-6);
+  if (differ) {
+    throw new Error(
+      `${what}: the file's copy of this weight is not the model's; load the base that the adapter ` +
+        "was trained on",
+    );
+  }
 }

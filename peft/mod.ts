@@ -10,7 +10,9 @@ export {
   type ResolvedLoraConfig,
   resolveLoraConfig,
 } from "./config.ts";
+export { addWeightedAdapter, type CombinationOptions, type CombinationType } from "./combine.ts";
 export {
+  adapterState,
   decodeKey,
   encodeKey,
   loadAdapter,
@@ -19,16 +21,24 @@ export {
   type SaveAdapterOptions,
 } from "./files.ts";
 export {
-  countParameters,
-  inject,
-  type InjectOptions,
-  LoraAdapter,
+  type Adapted,
+  type LoraBase,
+  LoraConv1D,
+  LoraEmbedding,
+  type LoraLayer,
   LoraLinear,
-  mergeAdapters,
-  removeAdapters,
-  setActive,
-  withoutAdapters,
-} from "./lora.ts";
+  type Merged,
+} from "./layers.ts";
+export { addAdapter, deleteAdapter, inject, type InjectOptions, unload } from "./lora.ts";
+export { merge, mergeAndUnload, type MergeOptions, unmerge } from "./merge.ts";
+export { Own, OwnValues } from "./own.ts";
+export {
+  LoraAdapter,
+  LoraEmbeddingAdapter,
+  LoraPair,
+  type PairBase,
+  type PairSizes,
+} from "./pair.ts";
 export {
   PrefixProjection,
   PromptAdapter,
@@ -48,4 +58,16 @@ export {
 export { PromptAdapters } from "./prompt/holder.ts";
 export { injectPrompt, type InjectPromptOptions } from "./prompt/inject.ts";
 export { keysAndValues, type PrefixStart, type PromptModel } from "./prompt/start.ts";
+export { injectFromBase } from "./start.ts";
+export {
+  type AdapterStatus,
+  adapterStatus,
+  countParameters,
+  describeParameters,
+  setActive,
+  setTrainable,
+  withAdapters,
+  withoutAdapters,
+  withRowAdapters,
+} from "./switch.ts";
 export { findTargets, matchesName, type Target } from "./target.ts";

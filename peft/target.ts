@@ -4,12 +4,19 @@
  * @module
  */
 
-import { Adapter, Linear, type Module } from "../nn/mod.ts";
+import { Adapter, Conv1D, Embedding, Linear, Module } from "../nn/mod.ts";
 import type { ResolvedLoraConfig } from "./config.ts";
+import type { LoraBase } from "./layers.ts";
 
 /** What PEFT adapts where no target is named, by model type. */
 const DEFAULT_TARGETS: Readonly<Record<string, readonly string[]>> = {
+  bert: ["query", "value"],
+  gpt2: ["c_attn"],
   llama: ["q_proj", "v_proj"],
+  mistral: ["q_proj", "v_proj"],
+  qwen2: ["q_proj", "v_proj"],
+  qwen3: ["q_proj", "v_proj"],
+  roberta: ["query", "value"],
 };
 
 /** A layer to adapt. */
@@ -17,7 +24,7 @@ export interface Target {
   /** Its path in the model: names of fields, joined by dots. */
   readonly path: string;
   /** The layer there. */
-  readonly layer: Linear;
+  readonly layer: LoraBase;
   /** Rank of its adapter. */
   readonly r: number;
   /** α of its adapter. */
@@ -25,28 +32,31 @@ export interface Target {
 }
 
 /**
- * The linear layers of `model` that `config` names, with their rank and α.
+ * The layers of `model` that `config` names, with their rank and α. What the adapter has a full copy of
+ * (modules_to_save) is left out.
  *
- * Throws an `Error` that lists the layers there are where none, or one that is no linear layer, is
- * named, and where no target is named and none is known for the model.
+ * Throws an `Error` that lists the layers there are where none, or one that cannot be adapted, is named,
+ * and where no target is named and none is known for the model.
  */
 export function findTargets(model: Module, config: ResolvedLoraConfig): Target[] {
-  // Adapters that are there already are no targets themselves.
-  const all = model.namedModules();
-  const adapters = all.filter(([, m]) => m instanceof Adapter).map(([path]) => `${path}.`);
-  const modules = all.filter(([path]) => !adapters.some((a) => `${path}.`.startsWith(a)));
+  const modules = baseModules(model);
   const targets = config.target_modules ?? defaultTargets(model);
   const output = (model as { outputEmbedding?: () => Module }).outputEmbedding?.();
+  const saved = findSaved(model, config).map(([path]) => `${path}.`);
+  const isLinear = (layer: Module): boolean => layer instanceof Linear || layer instanceof Conv1D;
   const matches = (path: string, layer: Module): boolean => {
+    if (saved.some((s) => `${path}.`.startsWith(s))) return false;
     if (config.exclude_modules !== null && matchesName(path, config.exclude_modules)) return false;
-    if (targets === "all-linear") return layer instanceof Linear && layer !== output;
+    if (targets === "all-linear") return isLinear(layer) && layer !== output;
     return matchesName(path, targets) && matchesLayer(path, config);
   };
   const found: Target[] = [];
   const wrong: string[] = [];
   for (const [path, layer] of modules) {
     if (path === "" || !matches(path, layer)) continue;
-    if (!(layer instanceof Linear)) wrong.push(`${path} (${layer.constructor.name})`);
+    if (
+      !(layer instanceof Linear || layer instanceof Conv1D || layer instanceof Embedding)
+    ) wrong.push(`${path} (${layer.constructor.name})`);
     else {
       const r = patternValue(path, config.rank_pattern) ?? config.r;
       const alpha = patternValue(path, config.alpha_pattern) ?? config.lora_alpha;
@@ -55,12 +65,14 @@ export function findTargets(model: Module, config: ResolvedLoraConfig): Target[]
   }
   if (wrong.length > 0) {
     throw new Error(
-      `LoRA: adapts Linear layers, but ${JSON.stringify(targets)} names ${wrong.join(", ")}`,
+      `LoRA: adapts Linear, Conv1D and Embedding layers, but ${JSON.stringify(targets)} names ${
+        shortList(wrong)
+      }; name layers, or "all-linear"`,
     );
   }
   if (found.length === 0) {
     const names = new Set(
-      modules.filter(([, m]) => m instanceof Linear).map(([path]) => path.replace(/^.*\./, "")),
+      modules.filter(([, m]) => isLinear(m)).map(([path]) => path.replace(/^.*\./, "")),
     );
     throw new Error(
       `LoRA: target_modules ${JSON.stringify(targets)}` +
@@ -76,6 +88,47 @@ export function findTargets(model: Module, config: ResolvedLoraConfig): Target[]
     );
   }
   return found;
+}
+
+/**
+ * The modules that `modules_to_save` names, each by its name or its ending after a dot; none within
+ * another.
+ *
+ * Throws an `Error` where it names none.
+ */
+export function findSaved(model: Module, config: ResolvedLoraConfig): [string, Module][] {
+  const names = config.modules_to_save ?? [];
+  if (names.length === 0) return [];
+  const found: [string, Module][] = [];
+  for (const [path, module] of baseModules(model)) {
+    if (path === "" || !matchesName(path, names)) continue;
+    if (!found.some(([outer]) => path.startsWith(`${outer}.`))) found.push([path, module]);
+  }
+  if (found.length === 0) {
+    const direct = Object.entries(model).filter(([, m]) => m instanceof Module).map(([name]) =>
+      name
+    );
+    throw new Error(
+      `LoRA: modules_to_save ${
+        JSON.stringify(names)
+      } names no module of ${model.constructor.name}, ` +
+        `such as ${direct.join(", ")}`,
+    );
+  }
+  return found;
+}
+
+/** All modules with their paths but for adapters, which are no targets themselves. */
+export function baseModules(model: Module): [string, Module][] {
+  const all = model.namedModules();
+  const adapters = all.filter(([, m]) => m instanceof Adapter).map(([path]) => `${path}.`);
+  return all.filter(([path]) => !adapters.some((a) => `${path}.`.startsWith(a)));
+}
+
+/** The first of a list, and how many more there are. */
+function shortList(items: readonly string[]): string {
+  const shown = items.slice(0, 6).join(", ");
+  return items.length > 6 ? `${shown} and ${items.length - 6} more` : shown;
 }
 
 function defaultTargets(model: Module): readonly string[] {

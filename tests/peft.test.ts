@@ -13,11 +13,11 @@ import {
   loadAdapter,
   type LoraConfig,
   LoraLinear,
-  mergeAdapters,
-  removeAdapters,
+  mergeAndUnload,
   resolveLoraConfig,
   saveAdapter,
   setActive,
+  unload,
   withoutAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "./devices.ts";
@@ -65,7 +65,10 @@ Deno.test("peft: targets are PEFT's", async () => {
     [{ target_modules: ["q_proj"], layers_to_transform: 1, layers_pattern: "layers" }, 1],
     [{ target_modules: ["q_proj"], layers_to_transform: [0], layers_pattern: "blocks" }, -1],
     [{ target_modules: ["lm_head"], layers_to_transform: [0] }, -1],
-    [{ target_modules: ["embed_tokens"] }, -1], // no linear layer
+    [{ target_modules: ["embed_tokens"] }, 1],
+    [{ target_modules: ["norm"] }, -1], // neither linear nor an embedding
+    [{ target_modules: ".*" }, -1], // everything
+    [{ target_modules: "all-linear", modules_to_save: ["mlp"] }, 12], // copied, not adapted
     [{ target_modules: [] }, -1],
   ];
   for (const [change, count] of cases) {
@@ -89,10 +92,13 @@ Deno.test("peft: targets are PEFT's", async () => {
 Deno.test("peft: what is not built, or cannot be, is refused by its key", () => {
   const bad: [Record<string, unknown>, string][] = [
     [{ peft_type: "PREFIX_TUNING" }, "peft_type"],
-    [{ use_dora: true }, "use_dora true is not built"],
-    [{ bias: "all" }, "bias"],
-    [{ modules_to_save: ["lm_head"] }, "modules_to_save"],
-    [{ init_lora_weights: "pissa" }, "init_lora_weights"],
+    [{ use_qalora: true }, "use_qalora true is not built"],
+    [{ bias: "some" }, "bias"],
+    [{ modules_to_save: "lm_head" }, "modules_to_save"],
+    [{ init_lora_weights: "loftq" }, "not built"],
+    [{ init_lora_weights: "eva" }, "not built"],
+    [{ init_lora_weights: "orthogonal", r: 3 }, "even ranks"],
+    [{ use_dora: true, lora_bias: true }, "lora_bias"],
     [{ r: 0 }, "r must be"],
     [{ r: 2.5 }, "r must be"],
     [{ lora_dropout: 1 }, "lora_dropout"],
@@ -111,7 +117,7 @@ Deno.test("peft: keys are encoded without loss, whatever a module is called", ()
   for (
     const path of ["a", "model.layers.0.q_proj", "lora_A.weight", "x.lora_B.weight.y", "default"]
   ) {
-    for (const part of ["lora_A.weight", "lora_B.weight"]) {
+    for (const part of ["lora_A.weight", "lora_B.weight", "lora_embedding_A", "base_layer.bias"]) {
       assertEquals(decodeKey(encodeKey(path, part)), { path, part });
     }
   }
@@ -162,7 +168,7 @@ forEachDevice(
     assertEquals(apart(await withoutAdapters(model, () => logits(model)), base), 0);
     await assertRejects(() => withoutAdapters(model, () => Promise.reject(new Error("inside"))));
     assertEquals(apart(await logits(model), adapted), 0); // back, also after an error
-    mergeAdapters(model);
+    await mergeAndUnload(model);
     assert(!model.modules().some((m) => m instanceof LoraLinear));
     assert(apart(await logits(model), adapted) < 1e-5);
     assertEquals(
@@ -192,7 +198,7 @@ forEachDevice("peft: several adapters, one model", async () => {
   assertEquals(apart(await logits(model), b), 0);
   assertThrows(() => setActive(model, "c"), Error, 'no adapter "c"');
   assertThrows(() => inject(model, {}, { name: "a" }), Error, "already");
-  removeAdapters(model);
+  unload(model);
   assertEquals(apart(await logits(model), base), 0);
 });
 
@@ -208,11 +214,11 @@ forEachDevice(
     await randomised(model);
     await saveAdapter(model, folder);
     const adapted = await logits(model);
-    removeAdapters(model);
+    unload(model);
     manualSeed(4);
     await loadAdapter(model, folder);
     assert(apart(await logits(model), adapted) === 0 && model.trainable().length === 0);
-    removeAdapters(model);
+    unload(model);
 
     // Another model: all that does not fit is listed.
     const other = new LlamaForCausalLM({ ...config, hidden_size: 8, num_hidden_layers: 4 });
@@ -224,7 +230,7 @@ forEachDevice(
     const broken: [string, string][] = [
       [text.replace('"r": 4', '"r": 2'), "keys have other shapes"],
       [text.replace('"q_proj"', '"up_proj"'), "keys are unexpected"],
-      [text.replace('"use_dora": false', '"use_dora": true'), "use_dora"],
+      [text.replace('"use_dora": false', '"use_dora": true'), "lora_magnitude_vector"],
       [text.replace('"peft_type"', '"peft_kind"'), "peft_type"],
       [text.slice(0, 40), "is not JSON"],
       ["[]", "needs a JSON object"],

@@ -8,9 +8,9 @@ import {
   inject,
   loadAdapter,
   type LoraLinear,
-  mergeAdapters,
-  removeAdapters,
+  mergeAndUnload,
   saveAdapter,
+  unload,
   withoutAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "../devices.ts";
@@ -101,7 +101,7 @@ forEachDevice("parity: a PEFT adapter's logits and gradients are PEFT's", async 
     near(key, await layer.weight.grad!.data(), await file.floats(key), 1e-3);
   }
 
-  mergeAdapters(model);
+  await mergeAndUnload(model);
   near("logits merged", await logits(), await file.floats("logits_merged"), 1e-4);
 });
 
@@ -118,14 +118,14 @@ forEachDevice("parity: PEFT's files load and are saved as they were, byte for by
     );
   }
   // A fresh configuration has every key that PEFT writes, in its order.
-  removeAdapters(model);
+  unload(model);
   inject(model, { r: 4 });
   await saveAdapter(model, folder);
   const keys = async (path: string): Promise<string[]> =>
     Object.keys(JSON.parse(await Deno.readTextFile(`${path}/adapter_config.json`)));
   assertEquals(await keys(folder), await keys(`${here}peft_lora`));
   // The base is saved as transformers has it.
-  removeAdapters(model);
+  unload(model);
   await model.save(`${folder}/model.safetensors`);
   assertEquals(
     await Deno.readFile(`${folder}/model.safetensors`),

@@ -1,0 +1,137 @@
+/**
+ * Starts of A and B that are computed on the host: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024) and
+ * orthogonal ones.
+ *
+ * @module
+ */
+
+import { normal, read, type Tensor, tensor, Variable } from "../core/mod.ts";
+import type { Module } from "../nn/mod.ts";
+import { type LoraConfig, resolveLoraConfig } from "./config.ts";
+import { LoraEmbedding } from "./layers.ts";
+import { type Columns, columns, qr, rowMajor, topSvd, transposed } from "./linalg.ts";
+import { attach, deleteAdapter, type InjectOptions, withHeads } from "./lora.ts";
+import type { LoraPair } from "./pair.ts";
+import { adapterParameters, loraLayers, setActive } from "./switch.ts";
+import { findTargets } from "./target.ts";
+
+/**
+ * As `inject`, and with the starts that compute on the host: "pissa" (the weight's largest singular
+ * values), "olora" (its QR decomposition) and "orthogonal". Whatever the start, the model computes what
+ * it did: the start is taken off again, while the base's weights stay as they are. The whole
+ * decomposition takes a while for large layers; "pissa_niter_[number]" is quicker and less exact.
+ *
+ * Throws as `inject` does; then the model is as it was.
+ *
+ * @example
+ * ```ts
+ * import { init } from "@graft/ml";
+ * import { LlamaForCausalLM } from "@graft/ml/nn";
+ * import { countParameters, injectFromBase } from "@graft/ml/peft";
+ *
+ * await init({ device: "cpu" });
+ * const model = new LlamaForCausalLM({
+ *   vocab_size: 50, hidden_size: 16, intermediate_size: 32,
+ *   num_hidden_layers: 1, num_attention_heads: 2,
+ * });
+ * await injectFromBase(model, { r: 4, init_lora_weights: "pissa" });
+ * console.log(countParameters(model).trainable); // 256
+ * ```
+ */
+export async function injectFromBase<M extends Module>(
+  model: M,
+  config: LoraConfig,
+  options: InjectOptions = {},
+): Promise<M> {
+  const { name = "default", trainable = true } = options;
+  const resolved = resolveLoraConfig(withHeads(model, config), "LoraConfig", options.warn);
+  attach(model, findTargets(model, resolved), resolved, name);
+  try {
+    if (resolved.init_lora_weights === "orthogonal") await startOrthogonal(model, name);
+    await startFromBase(model, name);
+  } catch (error) {
+    deleteAdapter(model, name);
+    throw error;
+  }
+  model.freeze();
+  for (const p of adapterParameters(model, name)) p.requiresGrad = trainable;
+  setActive(model, name);
+  return model;
+}
+
+/** Gives an adapter the start that its configuration takes from the base's weights, if it does. */
+export async function startFromBase(model: Module, name: string): Promise<void> {
+  for (const [path, layer] of loraLayers(model)) {
+    const pair = layer.adapters.get(name);
+    const init = pair?.config.init_lora_weights;
+    if (!pair || typeof init !== "string" || !/^(pissa|olora)/.test(init)) continue;
+    if (layer instanceof LoraEmbedding) {
+      throw new TypeError(
+        `LoRA: init_lora_weights "${init}" is for linear layers; ${path} is none`,
+      );
+    }
+    const { inFeatures, outFeatures } = layer;
+    const r = pair.a.shape[0];
+    if (r > Math.min(inFeatures, outFeatures)) {
+      throw new RangeError(
+        `LoRA: init_lora_weights "${init}" needs a rank of at most the layer's sizes ` +
+          `[${outFeatures}, ${inFeatures}], got ${r} for ${path}`,
+      );
+    }
+    const values = await layer.matrix().data() as Float32Array;
+    const w = columns(values, outFeatures, inFeatures);
+    const { a, b } = init === "olora" ? olora(w, r) : pissa(w, r, pair.scale, init);
+    assign(pair, rowMajor(a, r), rowMajor(b, outFeatures));
+    pair.start = { a: new Variable(pair.a.mul(1)), b: new Variable(pair.b.mul(1)) };
+    await read(pair.start.a.sum(), pair.start.b.sum()); // before anything else is written there
+  }
+}
+
+/** B: the first columns of Q. A: the first rows of R, W = Q R. */
+function olora(w: Columns, r: number): { a: Columns; b: Columns } {
+  const { q, r: upper } = qr(w);
+  return { a: upper.map((column) => column.slice(0, r)), b: q.slice(0, r) };
+}
+
+/** scale · B A are the r largest singular values' part of W, shared out evenly between B and A. */
+function pissa(w: Columns, r: number, scale: number, init: string): { a: Columns; b: Columns } {
+  const iterations = init.match(/^pissa_niter_(\d+)$/)?.[1];
+  const { u, s, v } = topSvd(w, r, iterations === undefined ? undefined : Number(iterations));
+  const weighted = (vectors: Columns): Columns =>
+    vectors.map((x, i) => x.map((y) => y * Math.sqrt(s[i] / scale)));
+  return { a: transposed(weighted(v), w.length), b: weighted(u) };
+}
+
+/** A's rows and B's columns are combinations of orthogonal vectors: B A = 0, but neither is 0. */
+async function startOrthogonal(model: Module, name: string): Promise<void> {
+  for (const [path, layer] of loraLayers(model)) {
+    const pair = layer.adapters.get(name);
+    if (!pair) continue;
+    if (layer instanceof LoraEmbedding) {
+      throw new TypeError(
+        `LoRA: init_lora_weights "orthogonal" is for linear layers; ${path} is none`,
+      );
+    }
+    const { inFeatures, outFeatures } = layer;
+    const r = pair.a.shape[0], half = r / 2;
+    const square = await normal([r, r]).data();
+    const q = transposed(qr(columns(square, r, r)).q, r); // the rows of Q
+    const rows = (from: number): Tensor => {
+      const picked = q.filter((_, i) => i % 2 === from); // half vectors of r
+      return tensor(rowMajor(transposed(picked, r), half), { shape: [half, r] });
+    };
+    const a = normal([inFeatures, half], { std: 0.1 }).matmul(rows(0)).transpose();
+    const b = normal([outFeatures, half], { std: 0.1 }).matmul(rows(1));
+    pair.a.assign(a);
+    pair.b.assign(b);
+  }
+}
+
+function assign(
+  pair: LoraPair,
+  a: Float32Array<ArrayBuffer>,
+  b: Float32Array<ArrayBuffer>,
+): void {
+  pair.a.assign(tensor(a, { shape: pair.a.shape }));
+  pair.b.assign(tensor(b, { shape: pair.b.shape }));
+}
