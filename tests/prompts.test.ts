@@ -18,10 +18,10 @@ import {
   type InjectPromptOptions,
   loadAdapter,
   type PromptConfig,
-  removeAdapters,
   resolvePromptConfig,
   saveAdapter,
   setActive,
+  unload,
   withoutAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "./devices.ts";
@@ -160,7 +160,7 @@ Deno.test("prompts: a prompt that is a text is as good as the text, in every fam
           name,
         );
       }
-      removeAdapters(model);
+      unload(model);
       assertEquals(apart(await states(model, after), alone), 0);
     }
   }
@@ -260,7 +260,7 @@ Deno.test("prompts: starts, and the options that contradict them", async () => {
   const rows = async (config: PromptConfig, options?: InjectPromptOptions): Promise<number[][]> => {
     await injectPrompt(model, config, options);
     const weight = await model.trainable()[0].data();
-    removeAdapters(model);
+    unload(model);
     const width = weight.length / n;
     return Array.from({ length: n }, (_, i) => [...weight.subarray(i * width, (i + 1) * width)]);
   };
@@ -342,7 +342,7 @@ Deno.test("prompts: several of them, beside LoRA, in files", async () => {
     "already",
   );
   assertThrows(() => inject(model, {}, { name: "prefix" }), Error, "already");
-  removeAdapters(model);
+  unload(model);
   assertEquals(apart(await states(model, after), base), 0);
 
   for (const name of Object.keys(METHODS)) {
@@ -351,7 +351,7 @@ Deno.test("prompts: several of them, beside LoRA, in files", async () => {
     assert(apart(await states(model, after), seen[name]) < 1e-5, name);
     // What is loaded are the rows: they are trained on as they are.
     if (name === "projection") assertEquals(model.trainable().length, 1);
-    removeAdapters(model);
+    unload(model);
   }
   // Another base: all that differs is listed, and nothing changes.
   const other = new LlamaForCausalLM({ ...sizes, num_hidden_layers: 3, num_key_value_heads: 4 });

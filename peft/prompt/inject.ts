@@ -5,7 +5,7 @@
  */
 
 import type { Module, PromptHost } from "../../nn/mod.ts";
-import { adapterNames } from "../lora.ts";
+import { adapterNames } from "../switch.ts";
 import { PrefixProjection, type PromptAdapter, PromptEncoder, PromptTable } from "./adapter.ts";
 import { type PromptConfig, type ResolvedPromptConfig, resolvePromptConfig } from "./config.ts";
 import { PromptAdapters } from "./holder.ts";

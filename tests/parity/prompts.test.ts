@@ -8,8 +8,8 @@ import {
   keysAndValues,
   loadAdapter,
   type PromptConfig,
-  removeAdapters,
   saveAdapter,
+  unload,
   withoutAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "../devices.ts";
@@ -56,7 +56,7 @@ Deno.test("parity: a prompt of PEFT's gives its logits, and is saved as it was",
         `${name}: ${part}`,
       );
     }
-    removeAdapters(model);
+    unload(model);
   }
   await Deno.remove(folder, { recursive: true });
   await device.close();
@@ -100,17 +100,17 @@ forEachDevice("parity: gradients of what makes a prompt are PyTorch's", async (d
       }
     }
     if (device.name !== "cpu") {
-      removeAdapters(model);
+      unload(model);
       continue;
     }
     // What PEFT would write of it: the configuration to the byte, the rows to rounding.
     await saveAdapter(model, folder);
     assertEquals(await Deno.readTextFile(`${folder}/adapter_config.json`), text);
-    removeAdapters(model);
+    unload(model);
     await loadAdapter(model, folder);
     const logits = await noGrad(() => model.logits(model.forward(inputs))).data();
     near(`${name}: logits`, logits, await file.floats("logits"), 1e-4);
-    removeAdapters(model);
+    unload(model);
   }
   await Deno.remove(folder, { recursive: true });
 });
@@ -125,7 +125,7 @@ forEachDevice("parity: generation with a prompt and a cache is PEFT's", async (d
     const maxTokens = device.name === "cpu" ? 16 : 4;
     for await (const id of generate(model, ids, { maxTokens, stopTokens: [] })) text.push(id);
     assertEquals(text, [...await (await file.ints("greedy")).data()].slice(0, maxTokens), name);
-    removeAdapters(model);
+    unload(model);
   }
 });
 
@@ -153,7 +153,7 @@ Deno.test("parity: a prefix before rows padded on the left, and from a text", as
   ).reshape(2, 1, 1, 12);
   const hidden = noGrad(() => model.forward(ids, { positions, mask }));
   near("padded", await model.logits(hidden.select(1, 11)).data(), last, 1e-4);
-  removeAdapters(model);
+  unload(model);
 
   await using text = await golden("peft_prompts/from_text.safetensors");
   const tokens = [...await (await text.ints("ids")).data()];
