@@ -1,0 +1,232 @@
+/** What PEFT's own tests ask of every method: one table, on every backend. */
+
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { init, manualSeed, normal, type Tensor, tensor, useDevice } from "@graft/ml";
+import { LlamaForCausalLM } from "@graft/ml/nn";
+import { SGD } from "@graft/ml/optim";
+import {
+  adapterState,
+  adapterStatus,
+  addAdapter,
+  addWeightedAdapter,
+  type CombinationType,
+  deleteAdapter,
+  describeParameters,
+  inject,
+  injectFromBase,
+  loadAdapter,
+  type LoraConfig,
+  LoraLinear,
+  merge,
+  mergeAndUnload,
+  saveAdapter,
+  setActive,
+  setTrainable,
+  unload,
+  unmerge,
+  withAdapters,
+  withoutAdapters,
+  withRowAdapters,
+} from "@graft/ml/peft";
+import { forEachDevice } from "./devices.ts";
+
+const small = {
+  vocab_size: 23,
+  hidden_size: 16,
+  intermediate_size: 24,
+  num_hidden_layers: 1,
+  num_attention_heads: 2,
+  attention_bias: true,
+};
+const rows = [[1, 5, 7], [3, 2, 9], [1, 5, 7]];
+const ids = (): Tensor => tensor(rows, { dtype: "i32" });
+const fresh = (): LlamaForCausalLM => {
+  manualSeed(7);
+  return new LlamaForCausalLM({ ...small, initializer_range: 0.3 });
+};
+const logits = async (model: LlamaForCausalLM): Promise<Float32Array> =>
+  await model.logits(model.forward(ids())).data() as Float32Array;
+const apart = (a: Float32Array, b: Float32Array): number =>
+  a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i])), 0);
+
+/** Stands in for training: every parameter of the adapter moves. */
+function moved(model: LlamaForCausalLM, name = "default"): void {
+  for (const parameter of adapterState(model, name).values()) {
+    parameter.assign(parameter.add(normal(parameter.shape, { std: 0.2 })));
+  }
+}
+
+const METHODS: Readonly<Record<string, LoraConfig>> = {
+  lora: { target_modules: ["q_proj", "v_proj"] },
+  rslora: { target_modules: "all-linear", use_rslora: true, rank_pattern: { q_proj: 2 } },
+  dora: { target_modules: ["q_proj", "down_proj"], use_dora: true },
+  "modules_to_save": { target_modules: ["q_proj"], modules_to_save: ["lm_head"] },
+  "bias all": { target_modules: ["q_proj"], bias: "all" },
+  "lora_bias": { target_modules: ["o_proj"], lora_bias: true },
+  embedding: { target_modules: ["embed_tokens", "lm_head"] },
+  pissa: { target_modules: ["q_proj"], init_lora_weights: "pissa" },
+  olora: { target_modules: ["down_proj"], init_lora_weights: "olora" },
+  orthogonal: { target_modules: ["q_proj"], init_lora_weights: "orthogonal" },
+};
+
+forEachDevice("peft methods: what every one must hold", async (_, t) => {
+  for (const [method, change] of Object.entries(METHODS)) {
+    await t.step(method, async () => {
+      const config = { r: 4, lora_alpha: 8, ...change };
+      const model = fresh();
+      const base = await logits(model);
+      await injectFromBase(model, config);
+      assert(apart(await logits(model), base) < 1e-5, "the start changes nothing");
+
+      // Only the adapter moves in three steps, and all of it does.
+      const before = new Map<string, Float32Array>();
+      for (const [name, p] of model.namedParameters()) {
+        before.set(name, await p.data() as Float32Array);
+      }
+      const optimizer = new SGD(model.trainable(), { lr: 0.5 });
+      const targets = tensor(rows.map((row) => row.map((id) => id + 1)), { dtype: "i32" });
+      for (let step = 0; step < 3; step++) {
+        model.loss({ inputs: ids(), targets }).backward();
+        await optimizer.step();
+        optimizer.zeroGrad();
+      }
+      const own = new Set(adapterState(model).values());
+      for (const [name, p] of model.namedParameters()) {
+        const same = apart(await p.data() as Float32Array, before.get(name)!) === 0;
+        assertEquals(same, !own.has(p), name);
+      }
+
+      const adapted = await logits(model);
+      assert(apart(adapted, base) > 1e-3);
+      assertEquals(apart(await withoutAdapters(model, () => logits(model)), base), 0);
+      assertEquals(apart(await logits(model), adapted), 0);
+
+      const folder = await Deno.makeTempDir();
+      await saveAdapter(model, folder);
+      const other = fresh();
+      manualSeed(99);
+      await loadAdapter(other, folder);
+      assert(apart(await logits(other), adapted) < 1e-5, "saved and loaded");
+      await Deno.remove(folder, { recursive: true });
+
+      await merge(model);
+      assert(apart(await logits(model), adapted) < 1e-4, "merged");
+      assertEquals(apart(await withoutAdapters(model, () => logits(model)), base), 0);
+      const warnings: string[] = [];
+      await merge(model, { warn: (text) => warnings.push(text) });
+      assert(warnings[0].includes("already") && apart(await logits(model), adapted) < 1e-4);
+      unmerge(model);
+      assertEquals(apart(await logits(model), adapted), 0);
+      await mergeAndUnload(other);
+      assert(apart(await logits(other), adapted) < 1e-4, "merged and unloaded");
+      assertEquals(apart(await logits(unload(model)), base), 0);
+    });
+  }
+});
+
+forEachDevice("peft: adapters are attached, active and trained apart; rows mix them", async () => {
+  const model = fresh();
+  const base = await logits(model);
+  // Names that modules and parts have.
+  inject(model, { r: 2, target_modules: ["q_proj"] }, { name: "lora" });
+  addAdapter(model, { r: 2, target_modules: ["q_proj", "v_proj"] }, { name: "q_proj" });
+  addAdapter(model, { r: 2, ...METHODS["modules_to_save"] }, { name: "weight" });
+  assertEquals(adapterStatus(model), {
+    attached: ["lora", "q_proj", "weight"],
+    active: ["lora"],
+    trainable: ["lora", "q_proj", "weight"],
+    merged: [],
+  });
+  setTrainable(model, "q_proj");
+  assertEquals(adapterStatus(model).active, ["lora"]);
+  assertEquals(adapterStatus(model).trainable, ["q_proj"]);
+  for (const name of ["lora", "q_proj", "weight"]) moved(model, name);
+  const outputs: Record<string, Float32Array> = { __base__: base };
+  for (const name of ["lora", "q_proj", "weight"]) {
+    outputs[name] = await withAdapters(model, [name], () => logits(model));
+  }
+  assertEquals(adapterStatus(model).active, ["lora"]);
+  for (const mix of [["weight", "__base__", "lora"], ["q_proj", "q_proj", "lora"]]) {
+    const mixed = await withRowAdapters(model, mix, () => logits(model));
+    const size = mixed.length / 3;
+    mix.forEach((name, i) => {
+      const part = (x: Float32Array): Float32Array => x.subarray(i * size, (i + 1) * size);
+      assert(apart(part(mixed), part(outputs[name])) < 1e-4, `${mix}: ${name}`);
+    });
+  }
+  assertThrows(() => withRowAdapters(model, ["x"], () => 0), Error, 'no adapter "x"');
+  assertThrows(
+    () => withRowAdapters(model, ["lora", "weight"], () => model.forward(ids())),
+    RangeError,
+    "2 adapters for a batch of 2 rows",
+  );
+  // The order of merges does not matter, and deleting one leaves the others.
+  const orders: Float32Array[] = [];
+  for (const names of [["lora", "q_proj"], ["q_proj", "lora"]]) {
+    await merge(model, { adapters: names });
+    orders.push(await logits(model));
+    unmerge(model);
+  }
+  assert(apart(orders[0], orders[1]) < 1e-3);
+  deleteAdapter(model, "lora");
+  setActive(model, "q_proj");
+  assert(apart(await logits(model), outputs.q_proj) < 1e-6);
+  assertThrows(() => deleteAdapter(model, "lora"), Error, 'no adapter "lora"');
+  deleteAdapter(deleteAdapter(model, "weight"), "q_proj");
+  assert(!model.modules().some((m) => m instanceof LoraLinear));
+  assertEquals(apart(await logits(model), base), 0);
+});
+
+forEachDevice("peft: combinations are of ΔW", async () => {
+  const model = fresh();
+  const targets = { target_modules: ["q_proj"], r: 2 };
+  inject(model, { ...targets, lora_alpha: 6 }, { name: "a" });
+  addAdapter(model, { ...targets, lora_alpha: 2, use_rslora: true }, { name: "b" });
+  moved(model, "a");
+  moved(model, "b");
+  const alone = await withAdapters(model, ["a"], () => logits(model));
+  const both = await withAdapters(model, ["a", "b"], () => logits(model));
+  const types: CombinationType[] = [
+    "cat",
+    "linear",
+    "svd",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+  ];
+  for (const type of types) {
+    await addWeightedAdapter(model, ["a"], [1], { name: type, type });
+    const got = await withAdapters(model, [type], () => logits(model));
+    assert(apart(got, alone) < 1e-4, `${type}: ${apart(got, alone)}`);
+    deleteAdapter(model, type);
+  }
+  for (const options of [{ type: "cat" }, { type: "svd", rank: 4 }] as const) {
+    await addWeightedAdapter(model, ["a", "b"], [1, 1], { name: "c", ...options });
+    assert(apart(await withAdapters(model, ["c"], () => logits(model)), both) < 1e-4);
+    deleteAdapter(model, "c");
+  }
+  await assertRejects(
+    () => addWeightedAdapter(model, ["a", "b"], [1], { name: "c" }),
+    RangeError,
+    "needs 2 weights",
+  );
+});
+
+Deno.test("peft: a merge that would not be finite is refused by the layer's name", async () => {
+  const device = await init({ device: "cpu" });
+  const model = inject(fresh(), { target_modules: ["q_proj", "v_proj"] });
+  const layer = model.model.layers[0].self_attn.v_proj as LoraLinear;
+  const { weight } = layer.adapters.get("default")!.lora_B;
+  await weight.write(new Float32Array(weight.size).fill(NaN));
+  const held = await layer.weight.data();
+  for (const act of [merge, mergeAndUnload]) {
+    const error = await assertRejects(() => act(model), Error, "not finite");
+    assert(error.message.includes("model.layers.0.self_attn.v_proj is"), error.message);
+  }
+  assertEquals(await layer.weight.data(), held);
+  assertEquals(adapterStatus(model).merged, []);
+  assert(describeParameters(model).startsWith("trainable params: 512 || all params: "));
+  await device.close();
+  useDevice(null);
+});
