@@ -166,6 +166,14 @@ export async function loadAdapter(
       { name, trainable, warn: options.warn },
     );
   }
+  if (raw.peft_type !== "LORA") {
+    throw new TypeError(
+      `load adapter: ${configFile}: peft_type ${
+        JSON.stringify(raw.peft_type)
+      } is not built; LORA, ` +
+        "PROMPT_TUNING, PREFIX_TUNING and P_TUNING are",
+    );
+  }
   const config = resolveLoraConfig(raw as LoraConfig, `load adapter: ${configFile}`, options.warn);
   const targets = findTargets(model, config);
 

@@ -12,11 +12,14 @@ import {
 } from "@graft/ml/nn";
 import { AdamW, loadCheckpoint, saveCheckpoint } from "@graft/ml/optim";
 import {
+  adapterStatus,
   countParameters,
+  deleteAdapter,
   inject,
   injectPrompt,
   type InjectPromptOptions,
   loadAdapter,
+  mergeAndUnload,
   type PromptConfig,
   resolvePromptConfig,
   saveAdapter,
@@ -332,16 +335,20 @@ Deno.test("prompts: several of them, beside LoRA, in files", async () => {
   }
   setActive(model, "lora", "prefix");
   const both = await states(model, after);
+  assertEquals(adapterStatus(model).active.toSorted(), ["lora", "prefix"]);
+  await assertRejects(() => mergeAndUnload(model), Error, "which no weight can hold");
   const all = [base, lora, both, ...Object.values(seen)];
   all.forEach((x, i) => all.slice(0, i).forEach((y) => assert(apart(x, y) > 1e-3)));
   assertThrows(() => setActive(model, "prompt", "prefix"), Error, "one soft prompt");
   assertEquals(apart(await states(model, after), both), 0);
+  deleteAdapter(model, "prefix");
+  assertEquals(apart(await states(model, after), lora), 0);
   await assertRejects(
     () => injectPrompt(model, METHODS.prompt[0], { name: "lora" }),
     Error,
     "already",
   );
-  assertThrows(() => inject(model, {}, { name: "prefix" }), Error, "already");
+  assertThrows(() => inject(model, {}, { name: "prompt" }), Error, "already");
   unload(model);
   assertEquals(apart(await states(model, after), base), 0);
 
@@ -372,7 +379,11 @@ Deno.test("prompts: several of them, beside LoRA, in files", async () => {
     "prompt_embeddings (needs [5, 32], has [4, 32])",
   );
   await Deno.writeTextFile(file, config.replace("PREFIX_TUNING", "CARTRIDGE"));
-  await assertRejects(() => loadAdapter(model, `${folder}/prefix`), Error, "CARTRIDGE");
+  await assertRejects(
+    () => loadAdapter(model, `${folder}/prefix`),
+    TypeError,
+    '"CARTRIDGE" is not built; LORA, PROMPT_TUNING, PREFIX_TUNING and P_TUNING are',
+  );
   assert(other.prompt === null && model.prompt === null);
   await Deno.remove(folder, { recursive: true });
   await device.close();
