@@ -5,17 +5,15 @@
  * @module
  */
 
-import { type Module, Parameter, replaceModule } from "../nn/mod.ts";
+import { Conv1D, type Module, Parameter, replaceModule } from "../nn/mod.ts";
 import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
 import { adaptedLayer, isLoraLayer, LoraEmbedding, type LoraLayer, sizesOf } from "./layers.ts";
 import { giveOwn, moveOwn, ownOf, takeOwn } from "./own.ts";
 import { LoraAdapter, LoraEmbeddingAdapter } from "./pair.ts";
 import { BASE } from "./rows.ts";
 import { promptsOf, removePrompts } from "./prompt/holder.ts";
-import { adapterHolders, adapterNames, adapterParameters, setActive } from "./switch.ts";
+import { adapterNames, adapterParameters, setActive } from "./switch.ts";
 import { baseModules, findSaved, findTargets, type Target } from "./target.ts";
-
-export { adapterHolders };
 
 /** Options of {@linkcode inject} and {@linkcode addAdapter}. */
 export interface InjectOptions {
@@ -130,7 +128,7 @@ export function attach(
   }
   const saved = findSaved(model, config);
   // What files say of layers is what the layers are.
-  const fanned = targets.some(({ layer }) => layer.constructor.name === "Conv1D");
+  const fanned = targets.some(({ layer }) => layer instanceof Conv1D);
   const known = { ...config, fan_in_fan_out: fanned || config.fan_in_fan_out };
   for (const target of targets) {
     const { path, layer } = target;

@@ -1,6 +1,6 @@
 """Writes peft_more/: adapters as PEFT saves them, one folder for each method.
 
-    pip install torch transformers peft safetensors && python peft_more.py
+    pip install torch transformers peft safetensors && PYTHONHASHSEED=0 python peft_more.py
 
 The bases are tiny_llama/ (by peft_lora.py), families/qwen2 and families/gpt2 (by families.py), with
 the input_ids and labels of their golden files. Each folder holds adapter_config.json, adapter_model.safetensors and golden.safetensors:
@@ -31,6 +31,8 @@ LLAMA = {
     "dora": dict(target_modules=["q_proj", "down_proj"], use_dora=True),
     "saved": dict(target_modules=QV, modules_to_save=["lm_head"]),
     "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
+    "pissa": dict(target_modules=QV, init_lora_weights="pissa"),
+    "olora": dict(target_modules=QV, init_lora_weights="olora"),
 }
 QWEN2 = {  # whose projections have a bias
     "bias": dict(target_modules=QV, bias="lora_only"),

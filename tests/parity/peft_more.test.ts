@@ -19,6 +19,8 @@ const BASES: Readonly<Record<string, string>> = {
   dora: "tiny_llama",
   saved: "tiny_llama",
   embedding: "tiny_llama",
+  pissa: "tiny_llama",
+  olora: "tiny_llama",
   bias: "families/qwen2",
   lora_bias: "families/qwen2",
   conv1d: "families/gpt2",
