@@ -362,7 +362,7 @@ export class Device {
     if (this.#closed) return;
     await this.#chain;
     this.#closed = true;
-    this.backend?.close();
+    await this.backend?.close();
     if (current === this) current = null;
   }
 }

@@ -165,7 +165,8 @@ export interface Backend {
   workspace(kernel: Kernel): number;
   /** Compiles the kernels not seen before and binds the steps. */
   program(steps: readonly Step[], scalarWords: number): Program;
-  close(): void;
+  /** Gives the device back, once it is idle. */
+  close(): void | Promise<void>;
 }
 
 /** A string equal for kernels that compile to the same code. */

@@ -123,8 +123,10 @@ class WebGpuBackend implements Backend {
     return new WebGpuProgram(this, steps, scalarWords);
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.errors.close();
+    // A driver may still be at work on another thread: give it up only when it is done.
+    await this.device.queue.onSubmittedWorkDone().catch(() => {});
     this.staging.close();
     this.device.destroy();
   }
