@@ -17,5 +17,5 @@ export async function openBackend(
   const gpu = await createWebGpuBackend({ software: name === "webgpu" });
   if (gpu) return gpu;
   if (name === "auto") return await createCpuBackend({ threads });
-  throw new Error(`webgpu: no adapter: ${webGpuAdapterProblem()}`);
+  throw new Error(webGpuAdapterProblem());
 }

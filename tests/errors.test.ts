@@ -135,3 +135,22 @@ Deno.test("errors: devices", async () => {
   await assertRejects(() => onCpu.add(1).data(), Error, "closed");
   useDevice(null);
 });
+
+Deno.test("errors: without an adapter, what to install", async () => {
+  const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "eval",
+      "--no-check",
+      `import { init } from "@graft/ml"; await init({ device: "webgpu" })`,
+    ],
+    cwd: new URL("../", import.meta.url),
+    // Drivers that are not there: as on a machine without any.
+    env: {
+      DENO_WEBGPU_BACKEND: "vulkan",
+      VK_DRIVER_FILES: "/no/driver.json",
+      VK_ICD_FILENAMES: "/no/driver.json",
+    },
+  }).output();
+  const message = new TextDecoder().decode(stderr);
+  assert(!success && /webgpu: no adapter\..*mesa-vulkan-drivers/s.test(message), message);
+});
