@@ -148,7 +148,12 @@ async function download(
 async function isWhole(folder: string): Promise<boolean> {
   const text = await readText(`${folder}.json`);
   if (text === undefined) return false;
-  const sizes = JSON.parse(text) as Record<string, number>;
+  let sizes: Record<string, number>;
+  try {
+    sizes = JSON.parse(text);
+  } catch {
+    return false;
+  }
   for (const [path, size] of Object.entries(sizes)) {
     if (await sizeOf(`${folder}/${path}`) !== size) return false;
   }

@@ -91,16 +91,23 @@ async function fill(
   while (at < size) {
     const before = at;
     let broken: unknown = "the connection ended";
+    let unwritten: Error | undefined;
     try {
       for await (const chunk of await streamFrom(request, commit, file, at)) {
         if (at + chunk.length > size) break;
-        for (let sent = 0; sent < chunk.length;) sent += await part.write(chunk.subarray(sent));
+        await writeAll(part, chunk).catch((error) => {
+          throw unwritten = new Error(`${what}: cannot write to the cache: ${reasonOf(error)}`, {
+            cause: error,
+          });
+        });
         hash.update(chunk);
         at += chunk.length;
         onBytes(at);
       }
     } catch (error) {
       request.signal?.throwIfAborted();
+      // Half a chunk may be there: the next call reads what is, this one must not go on.
+      if (unwritten !== undefined) throw unwritten;
       broken = error;
     }
     if (at === before) {
@@ -115,6 +122,10 @@ async function fill(
     }
   }
   if (hash.digest("hex") !== file.checksum) await startAgain();
+}
+
+async function writeAll(part: OpenFile, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length;) at += await part.write(bytes.subarray(at));
 }
 
 /** The file's bytes from an offset. */

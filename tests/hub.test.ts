@@ -1,6 +1,12 @@
 /** Loading a model's folder from a hub: a small one on loopback, since the real one is far. */
 
-import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { type HubOptions, type HubProgress, loadModelFolder } from "../data/mod.ts";
 import { COMMIT, HubServer } from "./hub_server.ts";
 
@@ -144,6 +150,18 @@ hubTest("a download that breaks off goes on where it was", async (lab) => {
     await Deno.readFile(`${folder}/model.safetensors`),
     server.files.get("model.safetensors"),
   );
+
+  // Ended by its caller: what came is kept.
+  await Deno.remove(cache, { recursive: true });
+  server.breakAfter.set("model.safetensors", [40_000]);
+  const ending = new AbortController();
+  const onProgress = ({ path, loaded }: HubProgress) => {
+    if (path === "model.safetensors" && loaded > 40_000) ending.abort(new Error("enough"));
+  };
+  await assertRejects(() => load({ onProgress, signal: ending.signal }), Error, "enough");
+  server.takeLog();
+  await load();
+  assertMatch(server.takeLog().join("\n"), /model\.safetensors bytes=[1-9]\d*-199999/);
 
   // A file that was cut in the cache is brought again.
   await Deno.truncate(`${folder}/model.safetensors`, 10);

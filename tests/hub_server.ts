@@ -89,14 +89,15 @@ export class HubServer implements AsyncDisposable {
     if (range) headers.set("Content-Range", `bytes ${from}-${to - 1}/${content.length}`);
     const isProbe = range !== undefined && to === 1;
     const cut = isProbe ? undefined : this.breakAfter.get(name)?.shift();
+    let pulls = 0;
     const body = cut === undefined ? bytes : new ReadableStream<Uint8Array>({
-      async start(controller) {
-        if (cut > 0) controller.enqueue(bytes.subarray(0, cut));
+      async pull(controller) {
+        if (pulls++ === 0 && cut > 0) return controller.enqueue(bytes.subarray(0, cut));
         // Time for the bytes to go out before the connection breaks.
         await new Promise((resolve) => setTimeout(resolve, 100));
         controller.error(new Error("broken off"));
       },
-    });
+    }, { highWaterMark: 0 });
     return new Response(body, { status: range ? 206 : 200, headers });
   }
 }
