@@ -26,6 +26,24 @@ export interface HalvingOptions {
  *
  * The constructor throws a `RangeError` where `first` is not a whole number of at least 1, or `factor`
  * of at least 2.
+ *
+ * @example
+ * ```ts
+ * import { HalvingPruner, Study, uniform } from "@graft/ml/tune";
+ *
+ * const study = new Study({
+ *   space: { x: uniform(0, 1) },
+ *   pruner: new HalvingPruner({ first: 2, factor: 3 }), // rungs at 2, 6, 18
+ * });
+ * await study.run((trial) => {
+ *   for (let step = 1; step <= 20; step++) {
+ *     trial.report(step, trial.params.x + 1 / step);
+ *     if (trial.shouldPrune()) return { state: "pruned" };
+ *   }
+ *   return trial.params.x;
+ * }, { trials: 20 });
+ * console.log(study.trials.filter((t) => t.state === "pruned").length > 0); // true
+ * ```
  */
 export class HalvingPruner implements Pruner {
   /** The pruner's name. */

@@ -21,6 +21,17 @@ export interface GridOptions {
   readonly shuffle?: number;
 }
 
+/** A grid and how far one study is in it. */
+interface Walk {
+  readonly points: readonly Values[];
+  /** The points that its trials have. */
+  readonly used: Set<string>;
+  /** How many trials have been read. */
+  read: number;
+  /** Every point before this one is used. */
+  next: number;
+}
+
 /** A grid larger than this is refused. */
 const LARGEST = 1_000_000;
 
@@ -54,8 +65,8 @@ export class GridSampler implements Sampler {
   /** Whether it has a last point. */
   readonly ends = true;
   readonly #options: GridOptions;
-  #space?: Space;
-  #points: readonly Values[] = [];
+  /** Where each study is, by its space. */
+  readonly #walks = new WeakMap<Space, Walk>();
 
   /** A grid. */
   constructor(options: GridOptions = {}) {
@@ -64,12 +75,15 @@ export class GridSampler implements Sampler {
 
   /** The first point that no trial had yet; undefined where all are used. */
   suggest({ space, trials }: SamplerContext): Values | undefined {
-    if (this.#space !== space) {
-      this.#points = enumerate(space, this.#options);
-      this.#space = space;
+    let walk = this.#walks.get(space);
+    if (!walk) {
+      walk = { points: enumerate(space, this.#options), used: new Set(), read: 0, next: 0 };
+      this.#walks.set(space, walk);
     }
-    const used = new Set(trials.map((trial) => keyOf(trial.params)));
-    return this.#points.find((point) => !used.has(keyOf(point)));
+    const { points, used } = walk;
+    for (; walk.read < trials.length; walk.read++) used.add(keyOf(trials[walk.read].params));
+    while (walk.next < points.length && used.has(keyOf(points[walk.next]))) walk.next++;
+    return points[walk.next];
   }
 }
 
