@@ -177,6 +177,8 @@ forEachDevice("engine: random integers are the generator's, to the bit", async (
   assertEquals([...bits], want);
   const u = await uniform([10000], { generator: new Generator(1) }).data();
   assert(u.every((v) => v >= 0 && v < 1));
+  const lone = await normal([1], { generator: new Generator(4) }).data();
+  assertEquals(lone[0], (await normal([3], { generator: new Generator(4) }).data())[0]);
   const z = await normal([20000], { generator: new Generator(1) }).data();
   const mean = z.reduce((a, b) => a + b) / z.length;
   const variance = z.reduce((a, b) => a + (b - mean) ** 2, 0) / z.length;
