@@ -1,6 +1,6 @@
 import { cacheDirectory, fileSystem, reasonOf, writeWhole } from "./files.ts";
 import { downloadHubFile, type HubFile, sizeOf } from "./hub_download.ts";
-import { hubFetch, type HubRequest } from "./hub_request.ts";
+import { hubFetch, type HubRequest, unlessStalled } from "./hub_request.ts";
 
 /** How far a download is. */
 export interface HubProgress {
@@ -30,6 +30,8 @@ export interface HubOptions {
   readonly onProgress?: (progress: HubProgress) => void;
   /** Ends the download; what has come is kept for the next call. */
   readonly signal?: AbortSignal;
+  /** Seconds after which a connection that brings nothing is taken for broken; 60 by default. */
+  readonly timeout?: number;
 }
 
 /** What is loaded of a model where it has it, besides its weights. */
@@ -88,7 +90,7 @@ export async function loadModelFolder(
     );
   }
   const request = requestOf(id, revision, options);
-  const commit = await commitOf(request);
+  const commit = await unlessStalled(request, commitOf);
   const folder = `${model}/${commit}`;
   if (!await isWhole(folder)) await download(request, commit, folder, options.onProgress);
   if (!isCommit(revision)) {
@@ -105,7 +107,7 @@ async function download(
   onProgress?: (progress: HubProgress) => void,
 ): Promise<void> {
   const fs = fileSystem(`load ${request.id}`);
-  const listed = await list(request, commit);
+  const listed = await unlessStalled(request, (request) => list(request, commit));
   const loaded = new Map<string, number>();
   const bring = async (files: HubFile[], total: number): Promise<void> => {
     for (const file of files) {
@@ -266,7 +268,11 @@ function requestOf(id: string, revision: string, options: HubOptions): HubReques
         `https://huggingface.co`,
     );
   }
-  return { id, revision, endpoint: endpoint.replace(/\/+$/, ""), token, signal: options.signal };
+  const { signal, timeout = 60 } = options;
+  if (!(timeout > 0 && timeout < 1e6)) {
+    throw new RangeError(`load ${id}: timeout needs seconds, got ${timeout}`);
+  }
+  return { id, revision, endpoint: endpoint.replace(/\/+$/, ""), token, signal, timeout };
 }
 
 function checkId(id: string): string {

@@ -1,7 +1,7 @@
 /** Brings one file of a model: resumed where it broke off, checked, and only then given its name. */
 
 import { fileSystem, type OpenFile, reasonOf } from "./files.ts";
-import { hubFetch, type HubRequest } from "./hub_request.ts";
+import { hubFetch, type HubRequest, unlessStalled } from "./hub_request.ts";
 
 /** A file as the hub lists it. */
 export interface HubFile {
@@ -93,17 +93,20 @@ async function fill(
     let broken: unknown = "the connection ended";
     let unwritten: Error | undefined;
     try {
-      for await (const chunk of await streamFrom(request, commit, file, at)) {
-        if (at + chunk.length > size) break;
-        await writeAll(part, chunk).catch((error) => {
-          throw unwritten = new Error(`${what}: cannot write to the cache: ${reasonOf(error)}`, {
-            cause: error,
+      await unlessStalled(request, async (request, onAlive) => {
+        for await (const chunk of await streamFrom(request, commit, file, at)) {
+          onAlive();
+          if (at + chunk.length > size) break;
+          await writeAll(part, chunk).catch((error) => {
+            throw unwritten = new Error(`${what}: cannot write to the cache: ${reasonOf(error)}`, {
+              cause: error,
+            });
           });
-        });
-        hash.update(chunk);
-        at += chunk.length;
-        onBytes(at);
-      }
+          hash.update(chunk);
+          at += chunk.length;
+          onBytes(at);
+        }
+      });
     } catch (error) {
       request.signal?.throwIfAborted();
       // Half a chunk may be there: the next call reads what is, this one must not go on.

@@ -14,6 +14,8 @@ export interface HubRequest {
   readonly token: string | undefined;
   /** Ends the request. */
   readonly signal: AbortSignal | undefined;
+  /** Seconds after which a connection that brings nothing is taken for broken. */
+  readonly timeout: number;
 }
 
 const GIVE_TOKEN = "option token, or HF_TOKEN";
@@ -34,7 +36,7 @@ export function hubFetch(
     try {
       response = await fetch(input, { ...init, signal: request.signal });
     } catch (error) {
-      request.signal?.throwIfAborted();
+      if (!(error instanceof Stalled)) request.signal?.throwIfAborted();
       throw new Error(
         `load ${request.id}: cannot reach ${request.endpoint} (${reasonOf(error)}): check the ` +
           `network and HF_ENDPOINT; without a network, give the path of a folder that holds the ` +
@@ -46,6 +48,34 @@ export function hubFetch(
     await onResponse?.(response);
     return response;
   };
+}
+
+/** Why a request ended that brought nothing for too long. */
+class Stalled extends Error {}
+
+/**
+ * Runs something with a request that ends when nothing has come for its `timeout`.
+ *
+ * @param run is given the request, and what to call when something comes.
+ */
+export async function unlessStalled<T>(
+  request: HubRequest,
+  run: (request: HubRequest, onAlive: () => void) => Promise<T>,
+): Promise<T> {
+  const { signal, timeout } = request;
+  const stall = new AbortController();
+  const end = (): void => stall.abort(new Stalled(`nothing came for ${timeout} seconds`));
+  let timer = setTimeout(end, timeout * 1000);
+  const onAlive = (): void => {
+    clearTimeout(timer);
+    timer = setTimeout(end, timeout * 1000);
+  };
+  const both = signal === undefined ? stall.signal : AbortSignal.any([signal, stall.signal]);
+  try {
+    return await run({ ...request, signal: both }, onAlive);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** What an answer with an error means, and what to do about it. */

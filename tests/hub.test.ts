@@ -172,6 +172,26 @@ hubTest("a download that breaks off goes on where it was", async (lab) => {
   );
 });
 
+hubTest("a connection that brings nothing is broken, and another goes on", async (lab) => {
+  const { server, load, fails } = lab;
+  const weights = server.files.get("model.safetensors")!;
+  const silent = (bytes?: Uint8Array<ArrayBuffer>) =>
+    new Response(new ReadableStream({ start: (to) => bytes && to.enqueue(bytes) }), {
+      headers: { "Content-Length": `${weights.length}` },
+    });
+  const isWeights = (path: string, request: Request) =>
+    path.endsWith("model.safetensors") && request.headers.get("Range") !== "bytes=0-0";
+  server.answer = (path, request) => isWeights(path, request) ? silent() : undefined;
+  await fails({ timeout: 0.3 }, "model.safetensors", "nothing came for 0.3 seconds");
+  let calls = 0;
+  server.answer = (path, request) =>
+    isWeights(path, request) && calls++ === 0 ? silent(weights.subarray(0, 90_000)) : undefined;
+  const folder = await load({ timeout: 1.5 });
+  assertEquals(await Deno.readFile(`${folder}/model.safetensors`), weights);
+  assertEquals(calls, 2);
+  await fails({ timeout: 0, update: true }, "timeout needs seconds");
+});
+
 hubTest(
   "a killed process leaves nothing broken; two at once do not disturb each other",
   async (lab) => {
