@@ -74,8 +74,8 @@ Deno.test("tune: densities integrate to 1", () => {
 });
 
 Deno.test("tune: densities are those of formulas written out by hand", () => {
-  // Two observations in [0, 10] and the prior at 5. Neighbours of 2: 3 and 5; widths by the larger
-  // distance to a neighbour: 2 has 1, 3 has 2; at least 10 / 4 each, so both 2.5; the prior's is 10.
+  // Two observations in [0, 10] and the prior at 5. Widths by the larger distance to a neighbour: 1
+  // each; at least 10 / 4, so both 2.5; the prior's is 10.
   const p = parzen(uniform(0, 10), [2, 3], [1, 0.5]);
   const kernels: [number, number, number][] = [[1, 2, 2.5], [0.5, 3, 2.5], [1, 5, 10]];
   const cut = kernels.map(([, m, s]) => integral((y) => bell(y, m, s), 0, 10));
@@ -89,12 +89,12 @@ Deno.test("tune: densities are those of formulas written out by hand", () => {
   // Many: the least width is the range over 100, and a wide gap makes a wide kernel.
   const many = Array.from({ length: 198 }, (_, i) => i < 99 ? i / 100 : 9 + i / 1000);
   const q = parzen(uniform(0, 10), many, many.map(() => 1));
-  const all = [...many, 5].sort((a, b) => a - b);
   const width = (m: number) => {
     if (m === 5) return 10;
-    const i = all.indexOf(m);
-    return Math.max(m - (all[i - 1] ?? m), (all[i + 1] ?? m) - m, 0.1);
+    const i = many.indexOf(m);
+    return Math.max(m - (many[i - 1] ?? m), (many[i + 1] ?? m) - m, 0.1);
   };
+  const all = [...many, 5];
   const parts = all.map((m) => [m, width(m), integral((y) => bell(y, m, width(m)), 0, 10, 2000)]);
   for (const x of [0.5, 3, 9.15]) {
     const expected = parts.reduce((sum, [m, s, c]) => sum + bell(x, m, s) / c / 199, 0);
@@ -105,7 +105,7 @@ Deno.test("tune: densities are those of formulas written out by hand", () => {
   const [low, high] = [Math.log(0.5), Math.log(8.5)];
   const range = high - low;
   const middle = (low + high) / 2;
-  const gap = Math.log(4) - middle;
+  const gap = Math.log(4) - low; // one observation: the ends are its neighbours
   const k = [[Math.log(4), Math.max(gap, range / 3)], [middle, range]].map(([m, s]) =>
     integral((y) => bell(y, m, s), Math.log(2.5), Math.log(3.5)) /
     integral((y) => bell(y, m, s), low, high)

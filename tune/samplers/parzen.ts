@@ -24,7 +24,7 @@ export interface Estimator {
 /**
  * The density of a parameter from observed values: a mixture of one kernel for each and one for the
  * prior, which weighs 1 (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", section
- * 4; the widths are those of Bergstra et al. 2013, "Making a Science of Model Search").
+ * 4; widths and weights as Optuna 5.0.0 has them, which `tests/parity` holds it against).
  *
  * @param values the observed values, oldest first.
  * @param weights one for each value.
@@ -135,21 +135,23 @@ class NumberEstimator implements Estimator {
 }
 
 /**
- * The width of each kernel: the larger distance to its neighbours, where the first and the last have
- * but one; at least the range over min(100, kernels + 1), at most the range. The last centre is the
- * prior's, whose width is the range.
+ * The width of each kernel, the last of which is the prior's: the larger distance to its neighbours
+ * among the observed values, where the first and the last have but one, and a single one has the ends;
+ * at least the range over min(100, kernels + 1), at most the range. The prior's is the range.
  */
 function widths(centers: readonly number[], low: number, high: number): number[] {
   const range = high - low;
   const least = range / Math.min(100, centers.length + 1);
-  const order = centers.map((_, i) => i).sort((a, b) => centers[a] - centers[b]);
-  const out = new Array<number>(centers.length);
+  const values = centers.slice(0, -1);
+  const order = values.map((_, i) => i).sort((a, b) => values[a] - values[b]);
+  const alone = values.length === 1;
+  const out = new Array<number>(centers.length).fill(range);
   order.forEach((index, place) => {
-    const left = place === 0 ? 0 : centers[index] - centers[order[place - 1]];
-    const right = place === order.length - 1 ? 0 : centers[order[place + 1]] - centers[index];
-    out[index] = Math.min(Math.max(left, right, least), range);
+    const x = values[index];
+    const before = values[order[place - 1]] ?? (alone ? low : x);
+    const after = values[order[place + 1]] ?? (alone ? high : x);
+    out[index] = Math.min(Math.max(x - before, after - x, least), range);
   });
-  out[centers.length - 1] = range;
   return out;
 }
 

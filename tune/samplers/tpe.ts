@@ -8,7 +8,7 @@ import type { Value } from "../parameters.ts";
 import type { Random } from "../random.ts";
 import type { Direction, Sampler, SamplerContext, TrialRecord } from "../records.ts";
 import type { Dimension, Values } from "../space.ts";
-import { forgetting, parzen } from "./parzen.ts";
+import { type Estimator, forgetting, parzen } from "./parzen.ts";
 import { draw } from "./random.ts";
 
 /** Options of `TpeSampler`. */
@@ -72,14 +72,8 @@ export class TpeSampler implements Sampler {
 
   /** A point of the space. */
   suggest({ space, direction, trials, random }: SamplerContext): Values {
-    const ranked = rank(trials, direction);
-    if (ranked.length < this.#startup) {
-      return space.fill(({ parameter }) => draw(parameter, random));
-    }
-    const good = new Set(ranked.slice(0, this.#gamma(ranked.length)));
-    const counted = new Set(ranked);
-    const below = trials.filter((t) => good.has(t));
-    const above = trials.filter((t) => t.state === "running" || (counted.has(t) && !good.has(t)));
+    const { count, below, above } = split(trials, direction, this.#gamma);
+    if (count < this.#startup) return space.fill(({ parameter }) => draw(parameter, random));
     return space.fill((d) => this.#pick(d, below, above, random));
   }
 
@@ -95,18 +89,30 @@ export class TpeSampler implements Sampler {
     };
     const l = estimate(below);
     const g = estimate(above);
-    let best: Value = null;
-    let score = -Infinity;
-    for (let i = 0; i < this.#candidates; i++) {
-      const candidate = l.sample(random);
-      const gain = l.logDensity(candidate) - g.logDensity(candidate);
-      if (i === 0 || gain > score) {
-        best = candidate;
-        score = gain;
-      }
-    }
-    return best;
+    return pick(Array.from({ length: this.#candidates }, () => l.sample(random)), l, g);
   }
+}
+
+/** The first of the candidates at which `l` is the largest multiple of `g`. */
+export function pick(candidates: readonly Value[], l: Estimator, g: Estimator): Value {
+  const gains = candidates.map((value) => l.logDensity(value) - g.logDensity(value));
+  return candidates[gains.reduce((best, gain, i) => gain > gains[best] ? i : best, 0)];
+}
+
+/** The good trials and the others, both by number, and how many of them count. */
+export function split(
+  trials: readonly TrialRecord[],
+  direction: Direction,
+  gamma: (n: number) => number,
+): { count: number; below: TrialRecord[]; above: TrialRecord[] } {
+  const ranked = rank(trials, direction);
+  const good = new Set(ranked.slice(0, gamma(ranked.length)));
+  const counted = new Set(ranked);
+  return {
+    count: ranked.length,
+    below: trials.filter((t) => good.has(t)),
+    above: trials.filter((t) => t.state === "running" || (counted.has(t) && !good.has(t))),
+  };
 }
 
 /** The trials that count, best first; ties in order of their numbers. */
