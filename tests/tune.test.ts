@@ -94,6 +94,7 @@ Deno.test("tune: what is wrong with a space is said, with the parameter", () => 
   const on = (name: string, is: readonly (string | number)[] = [1]) =>
     conditional(choice([1, 2]), { on: name, is });
   cases.push(
+    [only({ ["__proto__"]: x }), "__proto__ cannot be a name"],
     [only({ x, y: on("z") }), "y hangs on z, which is not there (x, y)"],
     [only({ x, y: on("x") }), "parameter y: conditional: x is a uniform"],
     [only({ x: choice(["a"]), y: on("x", ["b"]) }), 'parameter y: conditional: x can never be "b"'],

@@ -103,6 +103,18 @@ Deno.test("tune: trials of a dead process are asked for again, first", async () 
   });
 });
 
+Deno.test("tune: a study that is closed takes nothing, and says so", async () => {
+  await inFolder((file) => {
+    const study = open(file);
+    const trial = study.ask()!;
+    study.close();
+    study.close();
+    assertThrows(() => study.tell(trial, 1), Error, `study ${file}: is closed`);
+    assertThrows(() => study.ask(), Error, `study ${file}: is closed`);
+    assertEquals(study.trials.map((t) => t.state), ["running"]);
+  });
+});
+
 Deno.test("tune: a process that is killed loses no trial that ended", async () => {
   await inFolder(async (file) => {
     const mod = new URL("../tune/mod.ts", import.meta.url).href;
@@ -199,6 +211,10 @@ Deno.test("tune: what is wrong with a file is said, with the line", async () => 
     assertThrows(other({ space: wider }), Error, "line 1: has parameter rate {");
     const more = { ...space, extra: uniform(0, 1) };
     assertThrows(other({ space: more }), Error, "has parameter extra null, asked for is {");
+    assertThrows(() => open(`${file}/..`), Error, `study ${file}/..: `);
+    if (Deno.build.os === "linux") {
+      assertThrows(() => open("/dev/full"), Error, "study /dev/full: is not a file");
+    }
     assertThrows(() => open(`${file}/no/folder`), Error, `study ${file}/no/folder: `);
     other({})().close();
   });

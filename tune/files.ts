@@ -15,6 +15,8 @@ export interface OpenFile {
   truncateSync(length: number): void;
   /** Takes the file for this process alone; false where another one has it. */
   tryLockSync(exclusive: boolean): boolean;
+  /** What it is. */
+  statSync(): { isFile: boolean };
   /** Closes it. */
   close(): void;
 }
@@ -38,6 +40,7 @@ export function openToAppend(path: string): { file: OpenFile; bytes: Uint8Array 
   let file: OpenFile | undefined;
   try {
     file = deno.openSync(path, { append: true, create: true });
+    if (!file.statSync().isFile) throw new Error("is not a file"); // a device has no end to read to
     if (!file.tryLockSync(true)) {
       throw new Error("another process, or another study of this one, has it open");
     }

@@ -75,6 +75,7 @@ export interface Line {
   readonly event: LogEvent;
 }
 
+const CLOSED = "is closed";
 const HEAD = '{"event":"study"';
 
 /** An open study file. */
@@ -84,6 +85,8 @@ export class Log {
   /** What the file held when it was opened, a line cut off at its end left out. */
   readonly lines: readonly Line[];
   readonly #file: OpenFile;
+  /** Why nothing more can be appended. */
+  #ended?: string;
 
   /** Opens the file, or makes it. */
   constructor(path: string) {
@@ -103,15 +106,24 @@ export class Log {
    *
    * @param sync whether to wait until it is on the disk. A process that is killed loses nothing either
    * way, since the system has the line; a machine that loses power may.
+   * @throws Error if the file was closed, or cannot be written, as on a full disk. After that nothing is
+   * appended, since half a line may stand at the end: opening the file again repairs it.
    */
   append(event: LogEvent, sync: boolean): void {
-    writeAll(this.#file, new TextEncoder().encode(JSON.stringify(event) + "\n"));
-    if (sync) this.#file.syncDataSync();
+    if (this.#ended) throw new Error(`study ${this.path}: ${this.#ended}`);
+    try {
+      writeAll(this.#file, new TextEncoder().encode(JSON.stringify(event) + "\n"));
+      if (sync) this.#file.syncDataSync();
+    } catch (error) {
+      this.#ended = `cannot be written: ${error instanceof Error ? error.message : String(error)}`;
+      throw new Error(`study ${this.path}: ${this.#ended}`, { cause: error });
+    }
   }
 
   /** Closes the file. */
   close(): void {
-    this.#file.close();
+    if (this.#ended !== CLOSED) this.#file.close();
+    this.#ended = CLOSED;
   }
 
   #read(bytes: Uint8Array): Line[] {

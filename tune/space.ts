@@ -48,6 +48,8 @@ export class Space {
   constructor(definition: Definition) {
     const names = Object.keys(definition);
     if (names.length === 0) throw new RangeError("space: has no parameters, so nothing to search");
+    // The one key that an object does not simply hold.
+    if (names.includes("__proto__")) throw new RangeError("space: __proto__ cannot be a name");
     const ordered = new Map<string, Dimension>();
     const visit = (name: string, path: readonly string[]) => {
       if (ordered.has(name)) return;

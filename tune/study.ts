@@ -157,9 +157,10 @@ export class Study<S extends Definition> {
    * Begins a trial. Undefined where the sampler has no more points, as a grid after its last.
    *
    * @throws RangeError if the sampler's settings do not fit the space.
+   * @throws Error if the study's file is closed or cannot be written.
    */
   ask(): Trial<S> | undefined {
-    let number = this.#again.shift();
+    let number: number | undefined = this.#again[0];
     if (number === undefined) {
       number = this.#entries.length;
       const params = this.#sampler.suggest({
@@ -171,10 +172,17 @@ export class Study<S extends Definition> {
       if (params === undefined) return undefined;
       const fault = this.space.fault(params);
       if (fault) throw new RangeError(`study: the ${this.#sampler.name} sampler: ${fault}`);
+      this.#log?.append({ event: "ask", trial: number, params }, false);
       this.#entries.push({ number, params, state: "running", reports: [] });
-    } else this.#entries[number].reports = [];
+    } else {
+      this.#log?.append(
+        { event: "ask", trial: number, params: this.#entries[number].params },
+        false,
+      );
+      this.#entries[number].reports = [];
+      this.#again.shift();
+    }
     const { params } = this.#entries[number];
-    this.#log?.append({ event: "ask", trial: number, params }, false);
     const trial: Trial<S> = new Trial<S>(
       number,
       // A copy: what a user does to it does not reach the study.
@@ -190,7 +198,8 @@ export class Study<S extends Definition> {
    * Ends a trial with its value, or as pruned or failed. A value that is NaN or infinite is a failed
    * trial that counts as `diverged`: the TPE sampler stays away from where it was.
    *
-   * @throws Error if the trial is not this study's or has ended already.
+   * @throws Error if the trial is not this study's or has ended already, or the study's file is closed
+   * or cannot be written.
    */
   tell(trial: Trial<S>, outcome: Outcome): void {
     const entry = this.#running("tell", trial);
