@@ -10,7 +10,8 @@ import { storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
 import type { Buffer, LoopKernel, Program, Step } from "./kernel.ts";
 import { assignSlots } from "./liveness.ts";
-import { lower, type Lowered, type LoweredStep, type Storage } from "./lower.ts";
+import type { Storage } from "./body.ts";
+import { lower, type Lowered, type LoweredStep } from "./lower.ts";
 import { rowMajor, show, sizeOf } from "./shape.ts";
 import type { Variable } from "./variable.ts";
 
