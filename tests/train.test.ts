@@ -8,7 +8,7 @@ const decoder = new TextDecoder();
 
 function command(example: string, args: string[]): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", `${root}examples/${example}.ts`, ...args],
+    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/${example}.ts`, ...args],
     cwd: root,
     env: { NO_COLOR: "1" },
     stdin: "null",
