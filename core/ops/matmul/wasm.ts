@@ -251,9 +251,41 @@ function straight(p: Product): WasmStage {
   };
 }
 
-/** Packs b, panel by panel, and multiplies tiles; in slices where b is large. */
-function packed(p: Product): WasmProgram {
-  const { m, n, k, a, b } = p;
+/** One panel of b to pack: up to `TILE.columns` of its columns, some steps deep. */
+export interface Panel {
+  /** Where b's matrix begins, in elements. */
+  readonly base: Code;
+  /** The first column. */
+  readonly column: Code;
+  /** The first step of depth; a multiple of 4. */
+  readonly depth: Code;
+  /** Steps of depth. */
+  readonly count: Int;
+  /** How many of the columns there are. */
+  readonly valid: Int;
+  /** Where the panel goes, as f32 [count, TILE.columns]. */
+  readonly to: Code;
+}
+
+/** Emits the packing of a panel. */
+export type PackPanel = (f: KernelFunc, panel: Panel) => void;
+
+function stridedPanels({ b }: Product): PackPanel {
+  return (f, { base, column, depth, count, valid, to }) => {
+    const from = add(
+      f.input(b.input),
+      mul(add(base, b.offset, mul(column, b.across), mul(depth, b.deep)), bytesOf(b.dtype)),
+    );
+    emitPack(f, b, TILE.columns, from, to, count, valid);
+  };
+}
+
+/**
+ * Packs b, panel by panel, and multiplies tiles; in slices where b is large. `pack` says how, where b
+ * is no plain operand.
+ */
+export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProgram {
+  const { m, n, k, a } = p;
   const panels = parts(n, TILE.columns);
   const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
   // A slice of b is some panels of some depth; deep products go on adding to what is there.
@@ -293,12 +325,9 @@ function packed(p: Product): WasmProgram {
     );
     f.upTo(first, end, 1, () => {
       const column = f.let(mul(add(start, first), TILE.columns));
-      const from = add(
-        f.input(b.input),
-        mul(add(at.b, b.offset, mul(column, b.across), mul(depth, b.deep)), bytesOf(b.dtype)),
-      );
       const to = add(f.workspace(), mul(add(mul(matrix, slicePanels), first), panelBytes));
-      emitPack(f, b, TILE.columns, from, to, count, blockSize(n, TILE.columns, column));
+      const valid = blockSize(n, TILE.columns, column);
+      pack(f, { base: at.b, column, depth, count, valid, to });
     });
   };
 

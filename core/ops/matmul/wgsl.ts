@@ -21,7 +21,7 @@ import {
   type WgslProgram,
   type WgslTarget,
 } from "../../wgsl.ts";
-import { productOf } from "./wgsl_product.ts";
+import { type Product, productOf } from "./wgsl_product.ts";
 import { registerTile } from "./wgsl_register.ts";
 import { sharedTile } from "./wgsl_shared.ts";
 
@@ -31,15 +31,20 @@ const THIN = 4;
 
 /** The program of a matrix product: [..., M, K] · [..., K, N]. */
 export function matmulWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
-  const count = countOf(call.outputs[0].shape);
-  if (count === 0) return { passes: [], workspace: 0 };
+  if (countOf(call.outputs[0].shape) === 0) return { passes: [], workspace: 0 };
   const product = productOf(call);
   const { m, n, k } = product;
   if (k === 0 || (!target.software && (m <= THIN || n <= THIN))) return byReduction(call, target);
+  return tiled(product, call, target);
+}
+
+/** The program of `product` in tiles: the sides may be read in ways of their own. */
+export function tiled(product: Product, call: CallKernel, target: WgslTarget): WgslProgram {
   const { pass, chunks } = target.software
     ? registerTile(product, call, target)
     : sharedTile(product, call, target);
   if (chunks === 1) return { passes: [pass], workspace: 0 };
+  const count = countOf(call.outputs[0].shape);
   return { passes: [pass, sumOfChunks(call, chunks, target)], workspace: 4 * chunks * count };
 }
 

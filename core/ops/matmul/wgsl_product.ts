@@ -27,6 +27,8 @@ export interface Side {
   readonly inner: number;
   /** Along which of the two four neighbours make one aligned vector; null: neither. */
   readonly vectors: "outer" | "inner" | null;
+  /** The functions of {@linkcode sideFunctions}, where the elements are not read as they lie. */
+  readonly functions?: (module: WgslModule, name: string) => string;
 }
 
 /** C[batch, m, n] = Σₖ A[batch, m, k] · B[batch, k, n]. */
@@ -91,6 +93,7 @@ export function sideFunctions(
   name: string,
   batch: readonly number[],
 ): string {
+  if (side.functions) return side.functions(module, name);
   const address = `base + i32(o) * ${side.outer} + i32(i) * ${side.inner}`;
   const source = { kind: "input", index } as const;
   const functions: string[] = [];
