@@ -8,6 +8,7 @@ const rooms: Record<string, readonly string[]> = {
   nn: ["core"],
   peft: ["core", "nn"],
   data: [],
+  rlhf: ["core", "nn", "peft", "optim", "data"],
   tune: [],
 };
 
