@@ -5,6 +5,7 @@ import { assertEquals } from "@std/assert";
 const rooms: Record<string, readonly string[]> = {
   core: [],
   optim: ["core"],
+  dist: ["core"],
   nn: ["core"],
   peft: ["core", "nn"],
   data: [],

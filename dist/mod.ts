@@ -1,0 +1,19 @@
+/**
+ * Data parallelism: process groups over MPI, over the threads of one process, or of one rank.
+ *
+ * @module
+ */
+
+export type {
+  AllReduceOptions,
+  BroadcastOptions,
+  CollectiveOptions,
+  GroupOptions,
+  ProcessGroup,
+  ReduceOp,
+  Reducible,
+  Transferable,
+} from "./group.ts";
+export { localGroups } from "./local/groups.ts";
+export { singleGroup } from "./single.ts";
+export { allGatherValues, broadcastValue } from "./values.ts";
