@@ -4,13 +4,21 @@
  * @module
  */
 
-import { type CustomGradient, internally, Node, record, recordsGradients } from "./graph.ts";
+import {
+  type CustomGradient,
+  hoisted,
+  internally,
+  Node,
+  record,
+  recordsGradients,
+} from "./graph.ts";
 import { withGradients, withoutGradients } from "./graph.ts";
 import { defaultGenerator } from "./generator.ts";
 import { defineOp, type GradientContext, type MovementOp, scalar } from "./op.ts";
 import { expand } from "./ops/expand.ts";
 import { sameShape, type Shape, show } from "./shape.ts";
 import { Tensor } from "./tensor.ts";
+import type { Variable } from "./variable.ts";
 
 /** Runs `fn` without recording what a gradient needs. */
 export function noGrad<T>(fn: () => T): T {
@@ -271,6 +279,26 @@ function rootGradient(output: Tensor, seed: Tensor | undefined): Tensor {
   return expand(scalar(1, output.dtype, output.device), output.shape);
 }
 
+/**
+ * What may change the gradients of a backward pass before they are added to `grad`: it replaces, adds
+ * or takes out entries.
+ *
+ * @internal
+ */
+export type BackwardHook = (gradients: Map<Variable, Tensor>) => void;
+
+const hooks = new Set<BackwardHook>();
+
+/**
+ * Calls `hook` at the end of each backward pass; returns what ends that.
+ *
+ * @internal
+ */
+export function onBackward(hook: BackwardHook): () => void {
+  hooks.add(hook);
+  return () => void hooks.delete(hook);
+}
+
 /** See `Tensor.backward`. */
 export function backward(output: Tensor, seed?: Tensor): void {
   const g = rootGradient(output, seed);
@@ -284,10 +312,17 @@ export function backward(output: Tensor, seed?: Tensor): void {
     const engine = new Engine();
     engine.seed(output.node, g);
     engine.run([output.node]);
-    for (const [leaf, gradient] of engine.leaves) {
-      const variable = leaf.variable;
+    // A variable may have been read at several points of its life.
+    const gradients = new Map<Variable, Tensor>();
+    for (const [{ variable }, gradient] of engine.leaves) {
       if (!variable) continue;
-      variable.grad = variable.grad ? variable.grad.add(gradient) : gradient;
+      const before = gradients.get(variable);
+      gradients.set(variable, before ? hoisted(() => before.add(gradient)) : gradient);
+    }
+    for (const hook of [...hooks]) hook(gradients);
+    for (const [variable, gradient] of gradients) {
+      const { grad } = variable;
+      variable.grad = grad ? hoisted(() => grad.add(gradient)) : gradient;
     }
   });
 }

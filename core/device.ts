@@ -6,7 +6,7 @@
 
 import { bytesOf, hostArray, storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
-import type { Backend, BackendCounters, Buffer, Results, Run } from "./kernel.ts";
+import type { Backend, BackendCounters, Buffer, Results } from "./kernel.ts";
 import {
   buildPlan,
   collect,
@@ -16,6 +16,7 @@ import {
   type PoolBuffer,
 } from "./plan.ts";
 import { openBackend } from "./registry.ts";
+import { prepareRun, runSegments } from "./segments.ts";
 import { show, sizeOf } from "./shape.ts";
 import type { Variable } from "./variable.ts";
 
@@ -63,6 +64,12 @@ export class Device {
    * @internal
    */
   readonly assignments: Map<Variable, Node> = new Map();
+  /**
+   * When the host step recorded last begins: see `host.ts`.
+   *
+   * @internal
+   */
+  lastHost = 0;
   /** Whether plans are replayed. Off, each flush builds its plan anew: for tests. */
   replay = true;
   /** Flushes that ran something, and those among them that built a plan. */
@@ -114,7 +121,7 @@ export class Device {
    * @internal
    */
   async evaluate(results: readonly Node[]): Promise<void> {
-    this.#need("flush");
+    const backend = this.#need("flush");
     const wanted = new Set<Node>();
     for (const node of results) if (this.#isOpen(node)) wanted.add(node);
     for (const node of this.keeps) if (this.#isOpen(node)) wanted.add(node);
@@ -159,40 +166,13 @@ export class Device {
     plan.lastUsed = ++this.#clock;
     this.lastReport = plan.report;
 
-    const scalars = new Uint32Array(plan.scalarWords);
-    const floats = new Float32Array(scalars.buffer);
-    for (const { place, word } of plan.scalars) {
-      const node = order[place];
-      const value = node.value as { readonly number: number };
-      switch (node.dtype) {
-        case "i32":
-          scalars[word] = value.number | 0;
-          break;
-        case "u32":
-          scalars[word] = value.number >>> 0;
-          break;
-        case "bool":
-          scalars[word] = value.number ? 1 : 0;
-          break;
-        default:
-          floats[word] = value.number;
-      }
-    }
-    const run: Run = {
-      scalars,
-      uploads: plan.uploads.map(({ place, buffer }) => ({
-        buffer,
-        data: (order[place].value as { readonly data: ArrayBufferView }).data,
-      })),
-      results: plan.results,
-    };
-
     // From here on the values count as known; a failing run rejects whoever reads them.
-    const program = plan.program;
+    const { segments } = plan;
+    const run = prepareRun(plan, order);
     const before = this.#chain;
     const running: Promise<Results> = (async () => {
       await before;
-      return await program.run(run);
+      return await runSegments(backend, segments, run);
     })();
     this.#chain = running.catch(() => {});
     for (const node of order) if (node.value === null) node.spent = true;
@@ -341,7 +321,7 @@ export class Device {
   }
 
   #forget(plan: Plan): void {
-    plan.program.dispose();
+    for (const { program } of plan.segments) program.dispose();
     this.#leave(plan.pool);
   }
 

@@ -42,15 +42,26 @@ export interface CustomGradient {
   ) => readonly (Tensor | null)[];
 }
 
+/**
+ * What a host step does: from the bytes of its inputs to those of its outputs, while the device goes
+ * on. It may be called again with new bytes where its plan is replayed, never for the same node.
+ */
+export type HostFunction = (
+  inputs: readonly ArrayBuffer[],
+) => Promise<readonly ArrayBufferView[]>;
+
 const signatures = new Map<string, number>();
 let nextId = 1;
 let internal = 0;
+let hoists = 0;
 let gradients = true;
 
 /** One recorded operation. */
 export class Node {
-  /** Recording order: also the order in which a plan runs. */
+  /** Recording order. */
   readonly id: number = nextId++;
+  /** After which recorded node it runs: plans run in this order, then in recording order. */
+  after: number;
   readonly op: Op;
   readonly inputs: readonly Node[];
   readonly shape: Shape;
@@ -74,6 +85,8 @@ export class Node {
   assigned = false;
   /** The gradient of this very node, where it is not its op's: custom functions. */
   custom: CustomGradient | null = null;
+  /** What a host step does. */
+  host: HostFunction | null = null;
   /** Which flush touched it last, and its place in that flush's order. */
   mark = 0;
   place = 0;
@@ -108,6 +121,8 @@ export class Node {
       signatures.set(text, signature);
     }
     this.signature = signature;
+    this.after = value !== null ? 0 : this.id;
+    if (hoists > 0) this.after = Math.max(0, ...inputs.map((i) => i.after));
     for (const input of inputs) input.consumers++;
   }
 
@@ -183,6 +198,16 @@ export function withGradients<T>(fn: () => T): T {
 /** Whether operations now record what a gradient needs. */
 export function recordsGradients(): boolean {
   return gradients;
+}
+
+/** What `fn` records runs as soon as its inputs are there, not in recording order. */
+export function hoisted<T>(fn: () => T): T {
+  hoists++;
+  try {
+    return fn();
+  } finally {
+    hoists--;
+  }
 }
 
 /** Runs `fn`, whose scalars are no results of the user's. */

@@ -154,6 +154,8 @@ export interface Backend {
   /** The largest buffer that a kernel can bind, in bytes. */
   readonly maxBytes: number;
   readonly counters: BackendCounters;
+  /** Whether a run resolves before its steps are done: what is enqueued next keeps the device busy. */
+  readonly enqueues: boolean;
   /** Throws what, needed, and limit when there is no room. Contents are not defined. */
   allocate(bytes: number): Buffer;
   free(buffer: Buffer): void;

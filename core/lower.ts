@@ -16,27 +16,12 @@ import {
 } from "./body.ts";
 import { type DType, registerOf, storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
-import type { Epilogue, Kernel, LoopKernel, Operand } from "./kernel.ts";
+import type { Epilogue, LoopKernel, Operand } from "./kernel.ts";
 import type { KernelOp, ReduceOp } from "./op.ts";
+import { type HostOutputs, placeEnds } from "./host.ts";
 import { rowMajor, sameShape, type Shape, sizeOf } from "./shape.ts";
-import { permuteView, reshapeView, type View } from "./view.ts";
-
-/** A kernel before it has memory. */
-export interface LoweredStep {
-  kernel: Kernel;
-  readonly inputs: Storage[];
-  readonly outputs: Storage[];
-  /** The number leaves that fill the kernel's scalars. */
-  readonly scalars: Node[];
-  /** The node this step computes. */
-  readonly node: Node;
-}
-
-/** What lowering gives. */
-export interface Lowered {
-  readonly steps: LoweredStep[];
-  readonly storages: ReadonlyMap<Node, Storage>;
-}
+import type { Lowered, LoweredStep } from "./steps.ts";
+import { isContiguous, permuteView, reshapeView, type View } from "./view.ts";
 
 /** Cost up to which a result with several consumers is computed in each of them. */
 const CHEAP = 3;
@@ -89,6 +74,8 @@ class Lowering implements Storages {
   readonly #kernelOf = new Map<Node, Node>();
   /** Nodes whose storage an update has written over, and by which. */
   readonly #overwritten = new Map<Node, Node>();
+  /** The outputs of host steps, which no step writes yet. */
+  readonly #hosts: HostOutputs[] = [];
 
   constructor(
     readonly order: readonly Node[],
@@ -107,6 +94,7 @@ class Lowering implements Storages {
       else if (deferred.has(node)) continue;
       else if (this.#kernelOf.has(node) || this.#isStored(node)) this.#emitWithSources(node);
     }
+    if (this.#hosts.length > 0) placeEnds(this.#steps, this.#hosts);
     return { steps: this.#steps, storages: this.#storages };
   }
 
@@ -154,7 +142,8 @@ class Lowering implements Storages {
         this.#reader.set(input, before === undefined || before === reader ? reader : null);
         const needsBuffer = node.op.kind === "kernel"
           ? index < node.inputs.length - node.op.numbers
-          : index === 0 && (node.op.kind === "fetch" || node.op.kind === "update");
+          : node.op.kind === "host" ||
+            index === 0 && (node.op.kind === "fetch" || node.op.kind === "update");
         if (needsBuffer) this.#needBuffer(input);
       });
     }
@@ -207,6 +196,7 @@ class Lowering implements Storages {
       case "kernel":
       case "reduce":
       case "update":
+      case "host":
       case "pick":
         return true;
       case "movement":
@@ -274,6 +264,8 @@ class Lowering implements Storages {
     switch (node.op.kind) {
       case "kernel":
         return this.#emitKernel(node, null);
+      case "host":
+        return this.#emitHost(node);
       case "pick":
         return; // its storage was made with its kernel
       case "reduce":
@@ -404,13 +396,7 @@ class Lowering implements Storages {
     const storages = outputs.map((o) => this.#temporary(o.dtype, o.shape));
     const at = this.#steps.length;
     for (const s of body.storages) s.last = at;
-    if (node.outputs) {
-      for (const pick of this.order) {
-        if (pick.op.kind === "pick" && pick.inputs[0] === node) {
-          this.#storages.set(pick, storages[pick.attrs.index as number]);
-        }
-      }
-    }
+    if (node.outputs) this.#setPicks(node, storages);
     this.#storages.set(root ?? node, storages[0]);
     this.#steps.push({
       node: root ?? node,
@@ -433,6 +419,35 @@ class Lowering implements Storages {
         epilogue,
       },
     });
+  }
+
+  /** Emits the reading of a host step's inputs; `placeEnds` adds the writing of its outputs. */
+  #emitHost(node: Node): void {
+    const body = new Body(this, node);
+    for (const input of node.inputs) {
+      const { storage, view } = body.buffer(input, new Chain(null, (v) => v, input, false));
+      if (!isContiguous(view)) throw new MustStore(input);
+      body.bind(storage, input.dtype, true);
+    }
+    const outputs = node.outputs!.map((o) => this.#temporary(o.dtype, o.shape));
+    this.#setPicks(node, outputs);
+    this.#hosts.push({ node, outputs });
+    this.#steps.push({
+      node,
+      inputs: body.storages,
+      outputs: [],
+      scalars: [],
+      kernel: { kind: "begin", label: node.attrs.label as string },
+    });
+  }
+
+  /** Gives the picks of `node` their storages. */
+  #setPicks(node: Node, storages: readonly Storage[]): void {
+    for (const pick of this.order) {
+      if (pick.op.kind === "pick" && pick.inputs[0] === node) {
+        this.#storages.set(pick, storages[pick.attrs.index as number]);
+      }
+    }
   }
 
   #push(node: Node, body: Body, kernel: LoopKernel): void {

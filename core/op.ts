@@ -123,7 +123,11 @@ export interface KernelOp extends OpBase {
   /** How many of the inputs, at the end, are per-step numbers. */
   readonly numbers: number;
 }
-/** Output `attrs.index` of a kernel with several. */
+/** An asynchronous function on the host, over the bytes of its inputs; see `host.ts`. */
+export interface HostOp extends OpBase {
+  readonly kind: "host";
+}
+/** Output `attrs.index` of a kernel with several, or of a host step. */
 export interface PickOp extends OpBase {
   readonly kind: "pick";
 }
@@ -138,6 +142,7 @@ export type Op =
   | FetchOp
   | UpdateOp
   | KernelOp
+  | HostOp
   | PickOp;
 
 /** Gives an op its identity. */

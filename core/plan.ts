@@ -8,11 +8,13 @@
 import type { Device } from "./device.ts";
 import { storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
-import type { Buffer, LoopKernel, Program, Step } from "./kernel.ts";
+import type { Buffer, LoopKernel } from "./kernel.ts";
 import { assignSlots } from "./liveness.ts";
 import type { Storage } from "./body.ts";
-import { lower, type Lowered, type LoweredStep } from "./lower.ts";
+import { lower } from "./lower.ts";
+import { type Segment, segmentsOf } from "./segments.ts";
 import { rowMajor, show, sizeOf } from "./shape.ts";
+import { isKernel, type Lowered, type LoweredStep } from "./steps.ts";
 import type { Variable } from "./variable.ts";
 
 /** What a flush is asked to do. */
@@ -45,14 +47,11 @@ export class Plan {
   lastUsed = 0;
   constructor(
     readonly key: Int32Array,
-    readonly program: Program,
+    /** What runs, one after another. */
+    readonly segments: readonly Segment[],
     readonly report: PlanReport,
     /** Places, in the order of nodes, of host data, with the buffers they go to. */
     readonly uploads: readonly { readonly place: number; readonly buffer: Buffer }[],
-    readonly scalarWords: number,
-    /** Places of numbers, with the words they fill. */
-    readonly scalars: readonly { readonly place: number; readonly word: number }[],
-    readonly results: readonly { readonly buffer: Buffer; readonly bytes: number }[],
     /** The `uid`s of variables it is bound to. A plan holds none of them alive. */
     readonly variables: ReadonlySet<number>,
     readonly pool: readonly PoolBuffer[],
@@ -82,6 +81,12 @@ export function collect(targets: Targets, mark: number): Node[] {
         }
         node.value = null;
       }
+      if (node.op.kind === "host" && node.spent) {
+        throw new Error(
+          `read: the result was not kept, and ${node.attrs.label}, which it is computed from, runs ` +
+            `only once; call .keep() on the result before the step`,
+        );
+      }
       if (node.value === null) { for (const input of node.sources) visit(input); }
     }
   };
@@ -90,7 +95,8 @@ export function collect(targets: Targets, mark: number): Node[] {
   drain();
   // Recording order for what is computed; what is known comes before its first consumer, since the
   // node of a variable may be older than this step or made in it.
-  const computed = order.filter((n) => n.value === null).sort((a, b) => a.id - b.id);
+  const computed = order.filter((n) => n.value === null)
+    .sort((a, b) => a.after - b.after || a.id - b.id);
   const placed: Node[] = [];
   const place = (node: Node): void => {
     node.place = placed.length;
@@ -179,7 +185,7 @@ export function buildPlan(
   for (const node of targets.results) touch(lowered.storages.get(node)!);
   // A kernel's workspace lives for its own step alone.
   const workspaces = steps.map((step, at) => {
-    const bytes = backend.workspace(step.kernel);
+    const bytes = isKernel(step) ? backend.workspace(step.kernel) : 0;
     if (bytes === 0) return null;
     const storage: Storage = { kind: "temporary", bytes, node: null, first: at, last: at };
     temporaries.push(storage);
@@ -189,40 +195,20 @@ export function buildPlan(
   const pool = device.takePool(slots.bytes);
   temporaries.forEach((storage, i) => bufferOf.set(storage, pool[slots.slotOf[i]].buffer));
 
-  const scalars: { place: number; word: number }[] = [];
-  let words = 0;
-  const bound: Step[] = steps.map((step, at) => {
-    const begin = words;
-    step.scalars.forEach((node, i) => scalars.push({ place: node.place, word: begin + i }));
-    if (step.scalars.length > 0) words += Math.ceil(step.scalars.length / 64) * 64;
-    const workspace = workspaces[at];
-    return {
-      kernel: step.kernel,
-      inputs: step.inputs.map((s) => bufferOf.get(s)!),
-      outputs: step.outputs.map((s) => bufferOf.get(s)!),
-      workspace: workspace ? bufferOf.get(workspace)! : null,
-      scalars: begin,
-    };
-  });
+  const results = targets.results.map((node) => ({
+    buffer: bufferOf.get(lowered.storages.get(node)!)!,
+    bytes: storageBytes(node.dtype, sizeOf(node.shape)),
+  }));
   return new Plan(
     key,
-    backend.program(bound, words),
+    segmentsOf(backend, steps, workspaces, bufferOf, results),
     {
-      kernels: steps.length,
+      kernels: steps.filter(isKernel).length,
       temporaryBytes: slots.bytes.reduce((a, b) => a + b, 0),
       unsharedBytes: temporaries.reduce((a, s) => a + s.bytes, 0),
       labels: steps.map((s) => s.kernel.label),
     },
     uploads.map(({ place, storage }) => ({ place, buffer: bufferOf.get(storage)! })),
-    words,
-    scalars,
-    targets.results.map((node) => {
-      const storage = lowered.storages.get(node)!;
-      return {
-        buffer: bufferOf.get(storage)!,
-        bytes: storageBytes(node.dtype, sizeOf(node.shape)),
-      };
-    }),
     variables,
     pool,
   );

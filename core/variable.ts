@@ -23,6 +23,12 @@ export interface VariableOptions {
   readonly requiresGrad?: boolean;
   /** For messages. */
   readonly name?: string;
+  /**
+   * Whether a subclass computes the value from other variables: then it has no memory of its own.
+   *
+   * @internal
+   */
+  readonly computed?: boolean;
 }
 
 interface Memory {
@@ -78,7 +84,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     this.#requiresGrad = false;
     if (options.requiresGrad) this.requiresGrad = true;
     unheld.register(this, { device: this.#device, memory: this.#memory, uid: this.uid }, this);
-    if (this.#device.backend === null) return;
+    if (this.#device.backend === null || options.computed) return;
     const known = value.node.value;
     if (known?.kind === "host") this.#device.backend.write(this.allocate(), known.data);
     else this.#assign(value.node);
@@ -212,8 +218,8 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
   #assign(value: Node): void {
     if (this.#device.backend === null) return;
     // Each variable gets a node of its own, so that the kernel can write its memory.
-    const plain = value.value === null && value.op.kind !== "movement" &&
-      value.op.kind !== "pick" &&
+    const ofKernel = value.op.kind === "pick" && value.inputs[0].op.kind !== "host";
+    const plain = value.value === null && value.op.kind !== "movement" && !ofKernel &&
       !value.assigned;
     const node = plain ? value : withoutGradients(() => identity(new Tensor(value)).node);
     node.assigned = true;

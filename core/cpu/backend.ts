@@ -81,6 +81,7 @@ class CpuBackend implements Backend {
   readonly name = "cpu";
   readonly description: string;
   readonly maxBindings = 64;
+  readonly enqueues = false;
   readonly maxBytes: number;
   readonly #memory: Memory;
   readonly #pool: Pool;

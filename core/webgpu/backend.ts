@@ -46,6 +46,7 @@ class WebGpuBackend implements Backend {
   readonly description: string;
   readonly maxBindings: number;
   readonly maxBytes: number;
+  readonly enqueues = true;
   readonly device: GPUDevice;
   readonly errors: DeviceErrors;
   readonly memory: Memory;
