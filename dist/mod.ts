@@ -14,6 +14,7 @@ export type {
   Reducible,
   Transferable,
 } from "./group.ts";
+export { type InitOptions, initProcessGroup } from "./init.ts";
 export { localGroups } from "./local/groups.ts";
 export { singleGroup } from "./single.ts";
 export { allGatherValues, broadcastValue } from "./values.ts";
