@@ -6,3 +6,55 @@
  */
 
 export { checkScores } from "./scores.ts";
+export {
+  type AdvantageOptions,
+  generalizedAdvantages,
+  type PerToken,
+  tokenRewards,
+  whiten,
+} from "./advantages.ts";
+export { type Answer, type AnswerBatch, answerBatch, type AnswerRoom } from "./answers.ts";
+export {
+  type Experience,
+  type ExperienceOptions,
+  klOf,
+  makeExperience,
+  type ObjectiveMetrics,
+} from "./experience.ts";
+export {
+  AdaptiveKL,
+  type AdaptiveKLOptions,
+  FixedKL,
+  type KLController,
+  type KLState,
+} from "./kl.ts";
+export { type PolicyPass, policyPass, type PolicyPassOptions, TEMPERATURE } from "./policy_pass.ts";
+export {
+  minibatches,
+  type PPOBatch,
+  ppoBatch,
+  type PPOLoss,
+  ppoLoss,
+  type PPOMetrics,
+  ppoMetrics,
+  type PPOOptions,
+} from "./ppo.ts";
+export {
+  type ClipOptions,
+  type PolicyLoss,
+  policyLoss,
+  type PolicyLossInputs,
+  type ValueLoss,
+  valueLoss,
+  type ValueLossInputs,
+} from "./ppo_losses.ts";
+export { accumulatePtx, type LanguageModel } from "./ptx.ts";
+export {
+  measureAnswers,
+  type MeasureOptions,
+  type Reward,
+  type Rollout,
+  sampleAnswers,
+  type SampleOptions,
+} from "./rollout.ts";
+export { type Backbone, ValueModel, type ValueModelOptions } from "./value_model.ts";
