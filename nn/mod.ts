@@ -48,6 +48,7 @@ export {
   type ResolvedEncoderConfig,
 } from "./models/encoder_config.ts";
 export type { EncoderBatch } from "./models/encoder_heads.ts";
+export { EncoderHead, EncoderModel, SequenceHead, TokenHead } from "./models/encoder_model.ts";
 export {
   GPT2Attention,
   GPT2Block,

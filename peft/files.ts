@@ -20,7 +20,7 @@ import { isLoraLayer } from "./layers.ts";
 import { attach, deleteAdapter } from "./lora.ts";
 import { ownOf } from "./own.ts";
 import { isPromptType, type PromptConfig, type ResolvedPromptConfig } from "./prompt/config.ts";
-import { readPrompt, writePrompt } from "./prompt/files.ts";
+import { promptKey, readPrompt, writePrompt } from "./prompt/files.ts";
 import { promptsOf } from "./prompt/holder.ts";
 import { startFromBase } from "./start.ts";
 import { adapterNames, adapterParameters, loraLayers, setActive } from "./switch.ts";
@@ -58,17 +58,21 @@ export function decodeKey(key: string): { path: string; part: string } | null {
 
 /**
  * The parameters of an adapter by their keys in PEFT's files: A and B, DoRA's magnitudes, and its own
- * copies of modules and biases.
+ * copies of modules and biases. Of a soft prompt its copies alone: what makes its rows has no key.
  */
 export function adapterState(model: Module, name = "default"): Map<string, Parameter> {
   const state = new Map<string, Parameter>();
+  const isPrompt = promptsOf(model)?.adapters.has(name) ?? false;
   for (const [path, module] of baseModules(model)) {
     const pair = isLoraLayer(module) ? module.adapters.get(name) : undefined;
     for (const [part, parameter] of pair?.parts() ?? []) {
       state.set(encodeKey(path, part), parameter);
     }
     for (const [inner, parameter] of ownOf(module)?.adapters.get(name)?.values ?? []) {
-      state.set(encodeKey(path, pair ? `base_layer.${inner}` : inner), parameter);
+      const key = isPrompt
+        ? promptKey(path, inner)
+        : encodeKey(path, pair ? `base_layer.${inner}` : inner);
+      state.set(key, parameter);
     }
   }
   return state;
@@ -124,7 +128,7 @@ export async function saveAdapter(
     const names = adapterNames(model).join(", ") || "none";
     throw new Error(`saveAdapter: the model has no adapter "${name}"; there is ${names}`);
   }
-  if (prompt) await writePrompt(`${folder}/${WEIGHTS}`, prompt);
+  if (prompt) await writePrompt(`${folder}/${WEIGHTS}`, prompt, tensors);
   else {
     await writeSafetensors(
       `${folder}/${WEIGHTS}`,

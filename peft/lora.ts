@@ -5,10 +5,10 @@
  * @module
  */
 
-import { Conv1D, type Module, Parameter, replaceModule } from "../nn/mod.ts";
+import { Conv1D, type Module, replaceModule } from "../nn/mod.ts";
 import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
 import { adaptedLayer, isLoraLayer, LoraEmbedding, type LoraLayer, sizesOf } from "./layers.ts";
-import { giveOwn, moveOwn, ownOf, takeOwn } from "./own.ts";
+import { giveModules, giveOwn, moveOwn, ownOf, parameterFields, takeOwn } from "./own.ts";
 import { LoraAdapter, LoraEmbeddingAdapter } from "./pair.ts";
 import { BASE } from "./rows.ts";
 import { promptsOf, removePrompts } from "./prompt/holder.ts";
@@ -100,12 +100,22 @@ export function addAdapter<M extends Module>(
   return model;
 }
 
-/** Classifiers are trained with their head, as PEFT does it. */
-export function withHeads(model: Module, config: LoraConfig): LoraConfig {
+/** Classifiers are trained with their head, beside what else is named, as PEFT does it. */
+export function withHeads<
+  C extends {
+    readonly task_type?: string | null;
+    readonly modules_to_save?: readonly string[] | null;
+  },
+>(model: Module, config: C): C {
   const { task_type, modules_to_save } = config;
-  if ((task_type !== "SEQ_CLS" && task_type !== "TOKEN_CLS") || modules_to_save) return config;
+  if (task_type !== "SEQ_CLS" && task_type !== "TOKEN_CLS") return config;
   const heads = ["classifier", "score"];
-  return heads.some((head) => head in model) ? { ...config, modules_to_save: heads } : config;
+  if (!heads.some((head) => head in model)) return config;
+  const given = modules_to_save ?? [];
+  return {
+    ...config,
+    modules_to_save: [...given, ...heads.filter((head) => !given.includes(head))],
+  };
 }
 
 /**
@@ -146,13 +156,7 @@ export function attach(
       replaceModule(model, path, adapted);
     }
   }
-  for (const [path, module] of saved) {
-    const paths = baseModules(module).flatMap(([inner, m]) =>
-      parameterFields(m).map((field) => inner === "" ? field : `${inner}.${field}`)
-    );
-    if (paths.length === 0) throw new Error(`LoRA: modules_to_save: ${path} has no parameters`);
-    giveOwn(module, name, paths);
-  }
+  giveModules(saved, name);
   if (config.bias === "none") return;
   for (const [path, module] of baseModules(model)) {
     const inSaved = saved.some(([s]) => `${path}.`.startsWith(`${s}.`));
@@ -162,10 +166,6 @@ export function attach(
       giveOwn(module, name, ["bias"]);
     }
   }
-}
-
-function parameterFields(module: Module): string[] {
-  return Object.entries(module).flatMap(([field, v]) => v instanceof Parameter ? [field] : []);
 }
 
 /**

@@ -57,7 +57,14 @@ export {
 } from "./prompt/config.ts";
 export { PromptAdapters } from "./prompt/holder.ts";
 export { injectPrompt, type InjectPromptOptions } from "./prompt/inject.ts";
-export { keysAndValues, type PrefixStart, type PromptModel } from "./prompt/start.ts";
+export { PromptLstm } from "./prompt/lstm.ts";
+export {
+  keysAndValues,
+  type PrefixStart,
+  type PromptDecoder,
+  type PromptEncoderModel,
+  type PromptModel,
+} from "./prompt/start.ts";
 export { injectFromBase } from "./start.ts";
 export {
   type AdapterStatus,

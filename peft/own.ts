@@ -9,6 +9,7 @@ import { noGrad, type Tensor } from "../core/mod.ts";
 import { Adapter, type Module, Parameter } from "../nn/mod.ts";
 import { type Adapted, isLoraLayer } from "./layers.ts";
 import { BASE, byRows } from "./rows.ts";
+import { baseModules } from "./target.ts";
 
 /** One adapter's values, by the parameters' paths below the module. */
 export class OwnValues extends Adapter {
@@ -55,6 +56,32 @@ export function giveOwn(module: Module, name: string, paths: readonly string[]):
   }
   own.adapters.set(name, values);
   return values;
+}
+
+/**
+ * Gives `name` a copy of each of the modules (`modules_to_save`), which stand at the paths beside them.
+ *
+ * Throws an `Error`, and changes nothing, where one has no parameters.
+ */
+export function giveModules(saved: readonly (readonly [string, Module])[], name: string): void {
+  const given = saved.map(([path, module]) => {
+    const paths = parameterPaths(module);
+    if (paths.length === 0) throw new Error(`modules_to_save: ${path} has no parameters`);
+    return [module, paths] as const;
+  });
+  for (const [module, paths] of given) giveOwn(module, name, paths);
+}
+
+/** Paths of the parameters below `module`, those of adapters left out. */
+export function parameterPaths(module: Module): string[] {
+  return baseModules(module).flatMap(([inner, m]) =>
+    parameterFields(m).map((field) => inner === "" ? field : `${inner}.${field}`)
+  );
+}
+
+/** Fields of `module` that hold a parameter. */
+export function parameterFields(module: Module): string[] {
+  return Object.entries(module).flatMap(([field, v]) => v instanceof Parameter ? [field] : []);
 }
 
 /** Takes the values of one adapter away, and with the last one everything. */

@@ -162,8 +162,17 @@ export function withRowAdapters<T>(model: Module, rows: readonly string[], fn: (
     throw new RangeError("withRowAdapters: needs the name of each row's adapter");
   }
   checkNames("withRowAdapters", model, rows.filter((name) => name !== BASE));
-  const lora = new Set(adaptedParts(model).flatMap((part) => [...part.adapters.keys()]));
-  const prompt = rows.find((name) => name !== BASE && !lora.has(name));
+  const prompts = model.modules().filter((m) => m instanceof PromptAdapters);
+  const prompt = rows.find((name) => prompts.some((held) => held.adapters.has(name)));
+  const active = prompts.flatMap((held) => held.active);
+  if (active.some((name) => adaptedParts(model).some((part) => part.adapters.has(name)))) {
+    throw new TypeError(
+      `withRowAdapters: the soft prompt "${
+        active[0]
+      }" is active and has its own copy of a module, ` +
+        "which rows cannot differ in; switch it off with setActive()",
+    );
+  }
   if (prompt !== undefined) {
     throw new TypeError(
       `withRowAdapters: "${prompt}" is a soft prompt, which rows cannot differ in`,

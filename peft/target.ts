@@ -96,7 +96,10 @@ export function findTargets(model: Module, config: ResolvedLoraConfig): Target[]
  *
  * Throws an `Error` where it names none.
  */
-export function findSaved(model: Module, config: ResolvedLoraConfig): [string, Module][] {
+export function findSaved(
+  model: Module,
+  config: { readonly modules_to_save?: readonly string[] | null },
+): [string, Module][] {
   const names = config.modules_to_save ?? [];
   if (names.length === 0) return [];
   const found: [string, Module][] = [];
@@ -109,9 +112,7 @@ export function findSaved(model: Module, config: ResolvedLoraConfig): [string, M
       name
     );
     throw new Error(
-      `LoRA: modules_to_save ${
-        JSON.stringify(names)
-      } names no module of ${model.constructor.name}, ` +
+      `modules_to_save ${JSON.stringify(names)} names no module of ${model.constructor.name}, ` +
         `such as ${direct.join(", ")}`,
     );
   }

@@ -48,6 +48,13 @@ const METHODS: Record<string, [PromptConfig, InjectPromptOptions?]> = {
   prefix: [{ peft_type: "PREFIX_TUNING", num_virtual_tokens: n }, { tokens: text }],
   projection: [{ peft_type: "PREFIX_TUNING", num_virtual_tokens: n, prefix_projection: true }],
   encoder: [{ peft_type: "P_TUNING", num_virtual_tokens: n, encoder_hidden_size: 8 }],
+  lstm: [{
+    peft_type: "P_TUNING",
+    num_virtual_tokens: n,
+    encoder_hidden_size: 4,
+    encoder_reparameterization_type: "LSTM",
+    encoder_dropout: 0.1,
+  }],
 };
 
 async function states(model: CausalLM, ids: readonly number[]): Promise<Float32Array> {
@@ -84,7 +91,9 @@ Deno.test("prompts: what cannot be is refused by its key", () => {
     [{ ...prefix, prefix_projection: 1 }, "prefix_projection"],
     [{ ...prefix, encoder_hidden_size: 0.5 }, "encoder_hidden_size"],
     [{ ...prompt, peft_type: "P_TUNING", encoder_reparameterization_type: "RNN" }, "encoder_rep"],
-    [{ ...prefix, modules_to_save: ["lm_head"] }, "modules_to_save"],
+    [{ ...prefix, modules_to_save: "lm_head" }, "modules_to_save must be a list"],
+    [{ ...prompt, peft_type: "P_TUNING", encoder_num_layers: 0 }, "encoder_num_layers"],
+    [{ ...prompt, peft_type: "P_TUNING", encoder_dropout: 1 }, "encoder_dropout"],
   ];
   for (const [config, part] of bad) {
     assertThrows(() => resolvePromptConfig(config as PromptConfig, model), Error, part);
@@ -299,12 +308,8 @@ Deno.test("prompts: starts, and the options that contradict them", async () => {
     [prompt, { start: "zero" }, "an option of PREFIX_TUNING"],
     [written, {}, "needs the option tokens"],
     [METHODS.encoder[0], { tokens: text }, "does not start from tokens"],
-    [
-      { ...METHODS.encoder[0], encoder_reparameterization_type: "LSTM" } as PromptConfig,
-      {},
-      '"LSTM" is not built',
-    ],
     [prompt, { name: "a.b" }, "an adapter's name"],
+    [{ ...prompt, modules_to_save: ["head"] }, {}, "names no module of LlamaForCausalLM"],
   ];
   for (const [config, options, part] of bad) {
     await assertRejects(() => injectPrompt(model, config, options), Error, part);
@@ -393,7 +398,7 @@ Deno.test("prompts: several of them, beside LoRA, in files", async () => {
 Deno.test("prompts: training goes on from a checkpoint to the bit, with a projection too", async () => {
   const device = await init({ device: "cpu" });
   const folder = await Deno.makeTempDir();
-  for (const name of ["prefix", "projection", "encoder"]) {
+  for (const name of ["prefix", "projection", "encoder", "lstm"]) {
     const start = async (seed: number): Promise<[LlamaForCausalLM, AdamW]> => {
       manualSeed(7);
       const model = llama();

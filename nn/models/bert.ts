@@ -5,33 +5,22 @@
  * @module
  */
 
-import { type Tensor, tensor } from "../../core/mod.ts";
+import type { Tensor } from "../../core/mod.ts";
 import { activation } from "../activations.ts";
 import { Dropout } from "../dropout.ts";
 import { Linear } from "../linear.ts";
 import { Module, type Parameter } from "../module.ts";
 import { LayerNorm } from "../norm.ts";
-import {
-  Encoder,
-  EncoderEmbeddings,
-  type EncoderOptions,
-  EncoderPooler,
-  encoderSizes,
-} from "./encoder.ts";
+import type { EncoderOptions } from "./encoder.ts";
 import {
   type EncoderConfig,
   type ResolvedEncoderConfig,
   resolveEncoderConfig,
 } from "./encoder_config.ts";
-import {
-  type EncoderBatch,
-  encoderInputs,
-  outputBias,
-  sequenceLoss,
-  tiedDecoder,
-  tokenLoss,
-} from "./encoder_heads.ts";
-import { type PretrainedInfo, PretrainedModel } from "./pretrained_model.ts";
+import { outputBias, tiedDecoder } from "./encoder_heads.ts";
+import { EncoderModel, positionsFrom, SequenceHead, TokenHead } from "./encoder_model.ts";
+import type { PretrainedInfo } from "./pretrained_model.ts";
+import type { PromptPass } from "./prompt.ts";
 
 /** Sizes and settings of a BERT; the names are those of `config.json`. */
 export type BertConfig = EncoderConfig;
@@ -73,54 +62,23 @@ function info(architecture: string, hasPooler: boolean): PretrainedInfo {
  * console.log(hidden.shape, model.pooled(hidden).shape); // [1, 4, 16] [1, 16]
  * ```
  */
-export class BertModel extends PretrainedModel {
+export class BertModel extends EncoderModel {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("BertModel", true);
 
-  /** Of tokens. */
-  embeddings: EncoderEmbeddings;
-  /** The layers. */
-  encoder: Encoder;
-  /** For the first token; null where a head does without. */
-  pooler: EncoderPooler | null;
-  readonly #config: ResolvedEncoderConfig;
-
-  /**
-   * Fresh weights, N(0, initializer_range), as Hugging Face's.
-   *
-   * Throws a `TypeError` or `RangeError` that names the setting at fault.
-   */
+  /** Throws a `TypeError` or `RangeError` that names the setting at fault. */
   constructor(config: BertConfig, hasPooler = true) {
-    super(config);
-    const resolved = resolve(config);
-    this.#config = resolved;
-    this.embeddings = new EncoderEmbeddings(resolved);
-    this.encoder = new Encoder(resolved);
-    this.pooler = hasPooler ? new EncoderPooler(resolved) : null;
-    this.initialize(resolved.initializer_range);
+    super(config, resolve(config), hasPooler);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.#config;
+  protected override get firstPosition(): number {
+    return 0;
   }
 
-  /**
-   * i32 [B, T] -> the last hidden states, [B, T, C].
-   *
-   * Throws a `RangeError` where ids are not [B, T], or there are more than max_position_embeddings.
-   */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    const [, t] = encoderSizes("BertModel", ids, this.#config.max_position_embeddings);
-    const positions = tensor(Int32Array.from({ length: t }, (_, i) => i)); // [T]
-    const x = this.embeddings.forward(ids, positions, options.tokenTypes); // [B, T, C]
-    return this.encoder.forward(x, options.attentionMask);
-  }
-
-  /** Hidden states [B, T, C] -> one for each sequence, [B, C]. Throws where there is no pooler. */
-  pooled(hidden: Tensor): Tensor {
-    if (!this.pooler) throw new TypeError("BertModel: this one has no pooler");
-    return this.pooler.forward(hidden);
+  protected override positionsOf(ids: Tensor, prompt: PromptPass | undefined): Tensor {
+    const [, t] = ids.shape;
+    if (!prompt?.embeddings) return positionsFrom(prompt?.length ?? 0, t);
+    return positionsFrom(0, prompt.length + t);
   }
 }
 
@@ -147,7 +105,7 @@ export class BertModel extends PretrainedModel {
  * console.log(model.classifier.weight.grad!.shape); // [3, 16]
  * ```
  */
-export class BertForSequenceClassification extends PretrainedModel {
+export class BertForSequenceClassification extends SequenceHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("BertForSequenceClassification", true);
 
@@ -168,21 +126,15 @@ export class BertForSequenceClassification extends PretrainedModel {
     this.initialize(initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.bert.config;
+  /** The encoder. */
+  override backbone(): BertModel {
+    return this.bert;
   }
 
   /** i32 [B, T] -> logits [B, num_labels] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    const pooled = this.bert.pooled(this.bert.forward(ids, options)); // [B, C]
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    const pooled = this.bert.pooled(this.states(ids, options)); // [B, C]
     return this.classifier.forward(this.dropout.forward(pooled));
-  }
-
-  /** The loss that problem_type names. Throws a `RangeError` where the labels do not fit it. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return sequenceLoss(this.forward(inputs, options), labels, this.config);
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */
@@ -192,7 +144,7 @@ export class BertForSequenceClassification extends PretrainedModel {
 }
 
 /** BERT with a classifier of tokens. */
-export class BertForTokenClassification extends PretrainedModel {
+export class BertForTokenClassification extends TokenHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("BertForTokenClassification", false);
 
@@ -213,20 +165,14 @@ export class BertForTokenClassification extends PretrainedModel {
     this.initialize(initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.bert.config;
+  /** The encoder. */
+  override backbone(): BertModel {
+    return this.bert;
   }
 
   /** i32 [B, T] -> logits [B, T, num_labels] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    return this.classifier.forward(this.dropout.forward(this.bert.forward(ids, options)));
-  }
-
-  /** Mean cross-entropy a label, in nats. Throws a `RangeError` where labels are not i32 [B, T]. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return tokenLoss(this.forward(inputs, options), labels);
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    return this.classifier.forward(this.dropout.forward(this.states(ids, options)));
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */
@@ -293,7 +239,7 @@ export class BertMaskedHead extends Module {
 }
 
 /** BERT as a masked language model. */
-export class BertForMaskedLM extends PretrainedModel {
+export class BertForMaskedLM extends TokenHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("BertForMaskedLM", false);
 
@@ -313,20 +259,14 @@ export class BertForMaskedLM extends PretrainedModel {
     this.initialize(this.bert.config.initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.bert.config;
+  /** The encoder. */
+  override backbone(): BertModel {
+    return this.bert;
   }
 
   /** i32 [B, T] -> logits [B, T, V] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    return this.cls.predictions.forward(this.bert.forward(ids, options));
-  }
-
-  /** Mean cross-entropy a label, in nats. Throws a `RangeError` where labels are not i32 [B, T]. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return tokenLoss(this.forward(inputs, options), labels);
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    return this.cls.predictions.forward(this.states(ids, options));
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */

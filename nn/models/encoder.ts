@@ -4,7 +4,7 @@
  * @module
  */
 
-import { attention, checkpoint, type Tensor, tensor } from "../../core/mod.ts";
+import { attention, concatenate, type Tensor, tensor } from "../../core/mod.ts";
 import { activation } from "../activations.ts";
 import { Dropout } from "../dropout.ts";
 import { Embedding } from "../embedding.ts";
@@ -13,6 +13,7 @@ import { Module } from "../module.ts";
 import { LayerNorm } from "../norm.ts";
 import { joinHeads, splitHeads } from "./decoder.ts";
 import type { ResolvedEncoderConfig } from "./encoder_config.ts";
+import { type LayerPrefix, type PromptPass, runBlock, withEmbeddings } from "./prompt.ts";
 
 /** Options of an encoder's pass. */
 export interface EncoderOptions {
@@ -20,6 +21,8 @@ export interface EncoderOptions {
   readonly attentionMask?: Tensor;
   /** i32 [B, T]: 0 for tokens of the first sentence, 1 for those of the second; default: all 0. */
   readonly tokenTypes?: Tensor;
+  /** What stands before the tokens of every row. A model with a `prompt` of its own gives it here. */
+  readonly prompt?: PromptPass;
 }
 
 /** Sums of a token's, its position's and its kind's vectors, normalised. */
@@ -46,11 +49,18 @@ export class EncoderEmbeddings extends Module {
     this.dropout = new Dropout(config.hidden_dropout_prob);
   }
 
-  /** ids [B, T], positions [T] or [B, T], types [B, T] -> [B, T, C] */
-  forward(ids: Tensor, positions: Tensor, types?: Tensor): Tensor {
-    const kinds = types ?? tensor(new Int32Array(1)); // [1]: all of the first kind
-    const sum = this.word_embeddings.forward(ids)
-      .add(this.token_type_embeddings.forward(kinds))
+  /**
+   * ids [B, T], positions [n + T] or [B, n + T], types [B, T] -> [B, n + T, C], where a prompt has n
+   * vectors to put before; they are of the first kind.
+   */
+  forward(ids: Tensor, positions: Tensor, types?: Tensor, prompt?: PromptPass): Tensor {
+    let vectors = this.word_embeddings.forward(ids); // [B, T, C]
+    let kinds = types ?? tensor(new Int32Array(1)); // [1]: all of the first kind
+    if (prompt?.embeddings) {
+      vectors = withEmbeddings(vectors, prompt);
+      if (types) kinds = types.pad(1, prompt.length, 0); // [B, n + T]
+    }
+    const sum = vectors.add(this.token_type_embeddings.forward(kinds))
       .add(this.position_embeddings.forward(positions));
     return this.dropout.forward(this.LayerNorm.forward(sum));
   }
@@ -76,12 +86,26 @@ export class EncoderSelfAttention extends Module {
     this.#config = config;
   }
 
-  /** [B, T, C], mask bool [B, 1, 1, T] -> [B, T, C] */
-  forward(x: Tensor, mask?: Tensor): Tensor {
+  /** [B, T, C] -> keys and values, [B, H, T, D] */
+  keysAndValues(x: Tensor): LayerPrefix {
+    const { num_attention_heads: h } = this.#config;
+    return {
+      keys: splitHeads(this.key.forward(x), h),
+      values: splitHeads(this.value.forward(x), h),
+    };
+  }
+
+  /** [B, T, C], mask bool [B, 1, 1, n + T], n keys and values before those of x -> [B, T, C] */
+  forward(x: Tensor, mask?: Tensor, prefix?: LayerPrefix): Tensor {
     const { num_attention_heads: h, attention_probs_dropout_prob: p } = this.#config;
-    const [q, k, v] = [this.query, this.key, this.value].map((layer) =>
-      splitHeads(layer.forward(x), h) // [B, H, T, D]
-    );
+    const q = splitHeads(this.query.forward(x), h); // [B, H, T, D]
+    let { keys: k, values: v } = this.keysAndValues(x);
+    if (prefix) { // [B, H, n + T, D]
+      const [b, , , d] = k.shape;
+      const before = (rows: Tensor): Tensor => rows.expand(b, h, rows.shape[2], d);
+      k = concatenate([before(prefix.keys), k], 2);
+      v = concatenate([before(prefix.values), v], 2);
+    }
     return joinHeads(attention(q, k, v, { mask, dropout: this.training ? p : 0 }));
   }
 }
@@ -124,8 +148,8 @@ export class EncoderAttention extends Module {
   }
 
   /** [B, T, C] -> [B, T, C] */
-  forward(x: Tensor, mask?: Tensor): Tensor {
-    return this.output.forward(this.self.forward(x, mask), x);
+  forward(x: Tensor, mask?: Tensor, prefix?: LayerPrefix): Tensor {
+    return this.output.forward(this.self.forward(x, mask, prefix), x);
   }
 }
 
@@ -166,8 +190,8 @@ export class EncoderLayer extends Module {
   }
 
   /** [B, T, C] -> [B, T, C] */
-  forward(x: Tensor, mask?: Tensor): Tensor {
-    const y = this.attention.forward(x, mask);
+  forward(x: Tensor, mask?: Tensor, prefix?: LayerPrefix): Tensor {
+    const y = this.attention.forward(x, mask, prefix);
     return this.output.forward(this.intermediate.forward(y), y);
   }
 }
@@ -185,15 +209,22 @@ export class Encoder extends Module {
     this.layer = Array.from({ length: config.num_hidden_layers }, () => new EncoderLayer(config));
   }
 
-  /** [B, T, C], attention mask [B, T] -> [B, T, C] */
-  forward(x: Tensor, attentionMask?: Tensor): Tensor {
-    const mask = attentionMask && keyMask(attentionMask, x);
-    for (const layer of this.layer) {
-      x = this.gradientCheckpointing && this.training
-        ? checkpoint((h: Tensor) => layer.forward(h, mask), x)
-        : layer.forward(x, mask);
-    }
+  /** [B, T, C], mask bool [B, 1, 1, n + T], n keys and values before each layer's -> [B, T, C] */
+  forward(x: Tensor, mask?: Tensor, prefix?: readonly LayerPrefix[]): Tensor {
+    const again = this.gradientCheckpointing && this.training;
+    this.layer.forEach((layer, i) => {
+      x = runBlock((h, before) => layer.forward(h, mask, before), x, prefix?.[i], again);
+    });
     return x;
+  }
+
+  /** [B, T, C] -> what each layer has for it */
+  keysAndValues(x: Tensor): LayerPrefix[] {
+    return this.layer.map((layer) => {
+      const found = layer.attention.self.keysAndValues(x);
+      x = layer.forward(x);
+      return found;
+    });
   }
 }
 
@@ -215,26 +246,41 @@ export class EncoderPooler extends Module {
 }
 
 /**
- * Checks that ids are [B, T], with T up to `longest`, and gives both sizes.
+ * Checks that ids are [B, T], with room for T tokens among `positions` beside those of a prompt of n
+ * virtual tokens, and gives B and T.
  *
  * Throws a `RangeError` that says what is wrong.
  */
-export function encoderSizes(what: string, ids: Tensor, longest: number): [number, number] {
+export function encoderSizes(
+  what: string,
+  ids: Tensor,
+  positions: number,
+  n: number,
+): [number, number] {
   if (ids.rank !== 2 || ids.size === 0) {
     throw new RangeError(`${what}: needs tokens [B, T], got [${ids.shape.join(", ")}]`);
   }
   const [b, t] = ids.shape;
-  if (t > longest) {
+  if (n + t > positions) {
     throw new RangeError(
-      `${what}: has positions for ${longest} tokens (max_position_embeddings), got ${t}; cut the input`,
+      n === 0
+        ? `${what}: has positions for ${positions} tokens (max_position_embeddings), got ${t}; cut the ` +
+          "input"
+        : `${what}: a prompt of ${n} virtual tokens leaves ${
+          positions - n
+        } of ${positions} positions, ` +
+          `got ${t} tokens; cut the input`,
     );
   }
   return [b, t];
 }
 
-/** [B, T] of 0 and 1 -> bool [B, 1, 1, T] */
-function keyMask(attentionMask: Tensor, x: Tensor): Tensor {
-  const [b, t] = x.shape;
+/**
+ * An attention mask [B, T] of 0 and 1 -> bool [B, 1, 1, T].
+ *
+ * Throws a `RangeError` where its shape is another.
+ */
+export function keyMask(attentionMask: Tensor, b: number, t: number): Tensor {
   if (attentionMask.shape.join() !== `${b},${t}`) {
     throw new RangeError(
       `encoder: needs an attentionMask [${b}, ${t}], got [${attentionMask.shape.join(", ")}]`,

@@ -10,27 +10,16 @@ import { Dropout } from "../dropout.ts";
 import { Linear } from "../linear.ts";
 import { Module, type Parameter } from "../module.ts";
 import { LayerNorm } from "../norm.ts";
-import {
-  Encoder,
-  EncoderEmbeddings,
-  type EncoderOptions,
-  EncoderPooler,
-  encoderSizes,
-} from "./encoder.ts";
+import type { EncoderOptions } from "./encoder.ts";
 import {
   type EncoderConfig,
   type ResolvedEncoderConfig,
   resolveEncoderConfig,
 } from "./encoder_config.ts";
-import {
-  type EncoderBatch,
-  encoderInputs,
-  outputBias,
-  sequenceLoss,
-  tiedDecoder,
-  tokenLoss,
-} from "./encoder_heads.ts";
-import { type PretrainedInfo, PretrainedModel } from "./pretrained_model.ts";
+import { outputBias, tiedDecoder } from "./encoder_heads.ts";
+import { EncoderModel, positionsFrom, SequenceHead, TokenHead } from "./encoder_model.ts";
+import type { PretrainedInfo } from "./pretrained_model.ts";
+import type { PromptPass } from "./prompt.ts";
 
 /** Sizes and settings of a RoBERTa; the names are those of `config.json`. */
 export type RobertaConfig = EncoderConfig;
@@ -56,58 +45,27 @@ function info(architecture: string, hasPooler: boolean): PretrainedInfo {
 }
 
 /** The encoder: hidden states of all tokens, and one for the sequence. */
-export class RobertaModel extends PretrainedModel {
+export class RobertaModel extends EncoderModel {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("RobertaModel", true);
 
-  /** Of tokens. */
-  embeddings: EncoderEmbeddings;
-  /** The layers. */
-  encoder: Encoder;
-  /** For the first token; null where a head does without. */
-  pooler: EncoderPooler | null;
-  readonly #config: ResolvedEncoderConfig;
-
-  /**
-   * Fresh weights, N(0, initializer_range), as Hugging Face's.
-   *
-   * Throws a `TypeError` or `RangeError` that names the setting at fault.
-   */
+  /** Throws a `TypeError` or `RangeError` that names the setting at fault. */
   constructor(config: RobertaConfig, hasPooler = true) {
-    super(config);
-    const resolved = resolve(config);
-    this.#config = resolved;
-    this.embeddings = new EncoderEmbeddings(resolved);
-    this.encoder = new Encoder(resolved);
-    this.pooler = hasPooler ? new EncoderPooler(resolved) : null;
-    this.initialize(resolved.initializer_range);
+    super(config, resolve(config), hasPooler);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.#config;
+  /** Padding stands at pad_token_id, the tokens from the next on. */
+  protected override get firstPosition(): number {
+    return this.config.pad_token_id + 1;
   }
 
-  /**
-   * i32 [B, T] -> the last hidden states, [B, T, C].
-   *
-   * Throws a `RangeError` where ids are not [B, T], or there are more than the table of positions holds
-   * after those up to the padding token's.
-   */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    const { pad_token_id: pad, max_position_embeddings: rows } = this.#config;
-    encoderSizes("RobertaModel", ids, rows - pad - 1);
-    // Padding stands at pad, the tokens at pad + 1, pad + 2, ...
+  protected override positionsOf(ids: Tensor, prompt: PromptPass | undefined): Tensor {
+    const n = prompt?.length ?? 0;
+    // With vectors before them padding is counted like tokens, as Hugging Face does.
+    if (prompt?.embeddings) return positionsFrom(this.firstPosition, n + ids.shape[1]);
+    const { pad_token_id: pad } = this.config;
     const is = ids.ne(pad).to("i32"); // [B, T]
-    const positions = is.cumsum(1).mul(is).add(pad); // [B, T]
-    const x = this.embeddings.forward(ids, positions, options.tokenTypes); // [B, T, C]
-    return this.encoder.forward(x, options.attentionMask);
-  }
-
-  /** Hidden states [B, T, C] -> one for each sequence, [B, C]. Throws where there is no pooler. */
-  pooled(hidden: Tensor): Tensor {
-    if (!this.pooler) throw new TypeError("RobertaModel: this one has no pooler");
-    return this.pooler.forward(hidden);
+    return is.cumsum(1).add(n).mul(is).add(pad); // [B, T]
   }
 }
 
@@ -136,7 +94,7 @@ export class RobertaClassificationHead extends Module {
 }
 
 /** RoBERTa with a classifier of sequences. */
-export class RobertaForSequenceClassification extends PretrainedModel {
+export class RobertaForSequenceClassification extends SequenceHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("RobertaForSequenceClassification", false);
 
@@ -153,20 +111,14 @@ export class RobertaForSequenceClassification extends PretrainedModel {
     this.initialize(this.roberta.config.initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.roberta.config;
+  /** The encoder. */
+  override backbone(): RobertaModel {
+    return this.roberta;
   }
 
   /** i32 [B, T] -> logits [B, num_labels] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    return this.classifier.forward(this.roberta.forward(ids, options));
-  }
-
-  /** The loss that problem_type names. Throws a `RangeError` where the labels do not fit it. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return sequenceLoss(this.forward(inputs, options), labels, this.config);
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    return this.classifier.forward(this.states(ids, options));
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */
@@ -176,7 +128,7 @@ export class RobertaForSequenceClassification extends PretrainedModel {
 }
 
 /** RoBERTa with a classifier of tokens. */
-export class RobertaForTokenClassification extends PretrainedModel {
+export class RobertaForTokenClassification extends TokenHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("RobertaForTokenClassification", false);
 
@@ -197,20 +149,14 @@ export class RobertaForTokenClassification extends PretrainedModel {
     this.initialize(initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.roberta.config;
+  /** The encoder. */
+  override backbone(): RobertaModel {
+    return this.roberta;
   }
 
   /** i32 [B, T] -> logits [B, T, num_labels] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    return this.classifier.forward(this.dropout.forward(this.roberta.forward(ids, options)));
-  }
-
-  /** Mean cross-entropy a label, in nats. Throws a `RangeError` where labels are not i32 [B, T]. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return tokenLoss(this.forward(inputs, options), labels);
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    return this.classifier.forward(this.dropout.forward(this.states(ids, options)));
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */
@@ -246,7 +192,7 @@ export class RobertaLMHead extends Module {
 }
 
 /** RoBERTa as a masked language model. */
-export class RobertaForMaskedLM extends PretrainedModel {
+export class RobertaForMaskedLM extends TokenHead {
   /** Its checkpoints. */
   static readonly pretrained: PretrainedInfo = info("RobertaForMaskedLM", false);
 
@@ -264,20 +210,14 @@ export class RobertaForMaskedLM extends PretrainedModel {
     this.initialize(this.roberta.config.initializer_range);
   }
 
-  /** The configuration, defaults filled in. */
-  override get config(): ResolvedEncoderConfig {
-    return this.roberta.config;
+  /** The encoder. */
+  override backbone(): RobertaModel {
+    return this.roberta;
   }
 
   /** i32 [B, T] -> logits [B, T, V] */
-  forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
-    return this.lm_head.forward(this.roberta.forward(ids, options));
-  }
-
-  /** Mean cross-entropy a label, in nats. Throws a `RangeError` where labels are not i32 [B, T]. */
-  loss(batch: EncoderBatch): Tensor {
-    const { inputs, labels, options } = encoderInputs(batch);
-    return tokenLoss(this.forward(inputs, options), labels);
+  override forward(ids: Tensor, options: EncoderOptions = {}): Tensor {
+    return this.lm_head.forward(this.states(ids, options));
   }
 
   /** The layer that makes logits: "all-linear" adapters leave it out. */

@@ -12,8 +12,10 @@ export interface PromptBaseConfig {
   readonly num_virtual_tokens: number;
   /** Where the base model came from: a folder or a name; only for those who read the file. */
   readonly base_model_name_or_path?: string | null;
-  /** Such as "CAUSAL_LM"; only for those who read the file. */
+  /** Such as "CAUSAL_LM". With "SEQ_CLS" or "TOKEN_CLS" a copy of the classifier is trained too. */
   readonly task_type?: string | null;
+  /** Modules, named as they are or by their ending after a dot, that are trained too. Default none. */
+  readonly modules_to_save?: readonly string[] | null;
   /** What else the file held; written back as it was. */
   readonly [key: string]: unknown;
 }
@@ -49,13 +51,13 @@ export interface PrefixTuningConfig extends PromptBaseConfig {
 export interface PromptEncoderConfig extends PromptBaseConfig {
   /** The method. */
   readonly peft_type: "P_TUNING";
-  /** Three linear layers, or an LSTM, whose files can be loaded but which is not built. Default "MLP". */
+  /** Three linear layers, or an LSTM in both directions and two linear layers. Default "MLP". */
   readonly encoder_reparameterization_type?: "MLP" | "LSTM";
   /** Size within the network. Default: that of an input vector. */
   readonly encoder_hidden_size?: number | null;
   /** Layers of the LSTM. Default 2. */
   readonly encoder_num_layers?: number;
-  /** Dropout within the LSTM. Default 0. */
+  /** Dropout between the LSTM's layers. Default 0. */
   readonly encoder_dropout?: number;
 }
 
@@ -200,11 +202,12 @@ export function resolvePromptConfig(
     `below the model's ${sizes.positions} positions`,
   );
   need("num_transformer_submodules", all.num_transformer_submodules === 1, "1");
-  if (all.modules_to_save !== null) {
-    throw new TypeError(
-      `${source}: modules_to_save ${JSON.stringify(all.modules_to_save)} is not built`,
-    );
-  }
+  const { modules_to_save: saved } = all;
+  need(
+    "modules_to_save",
+    saved === null || (Array.isArray(saved) && saved.every((name) => typeof name === "string")),
+    "a list of names or null",
+  );
   if (type === "PROMPT_TUNING") {
     isOneOf("prompt_tuning_init", "RANDOM", "SAMPLE_VOCAB", "TEXT");
     if (all.prompt_tuning_init === "TEXT") {
@@ -220,6 +223,11 @@ export function resolvePromptConfig(
     isOneOf("prefix_projection", true, false);
     isOneOf("init_weights", "zero", null);
   }
-  if (type === "P_TUNING") isOneOf("encoder_reparameterization_type", "MLP", "LSTM");
+  if (type === "P_TUNING") {
+    isOneOf("encoder_reparameterization_type", "MLP", "LSTM");
+    need("encoder_num_layers", isCount(all.encoder_num_layers), "a whole number from 1 on");
+    const p = all.encoder_dropout;
+    need("encoder_dropout", typeof p === "number" && p >= 0 && p < 1, "a number in [0, 1)");
+  }
   return all as unknown as ResolvedPromptConfig;
 }

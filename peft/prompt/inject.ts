@@ -5,10 +5,14 @@
  */
 
 import type { Module, PromptHost } from "../../nn/mod.ts";
-import { adapterNames } from "../switch.ts";
+import { withHeads } from "../lora.ts";
+import { giveModules } from "../own.ts";
+import { adapterNames, adapterParameters, setActive } from "../switch.ts";
+import { findSaved } from "../target.ts";
 import { PrefixProjection, type PromptAdapter, PromptEncoder, PromptTable } from "./adapter.ts";
 import { type PromptConfig, type ResolvedPromptConfig, resolvePromptConfig } from "./config.ts";
 import { PromptAdapters } from "./holder.ts";
+import { PromptLstm } from "./lstm.ts";
 import { type PrefixStart, type PromptModel, startPrefix, startVectors } from "./start.ts";
 
 /** Options of {@linkcode injectPrompt}. */
@@ -70,12 +74,13 @@ export async function injectPrompt<M extends PromptModel>(
 ): Promise<M> {
   const { name = "default", trainable = true, tokens } = options;
   const resolved = resolvePromptConfig(
-    config,
+    withHeads(model, config),
     model.promptSizes(),
     "PromptConfig",
     options.warn,
   );
   checkName(model, name);
+  findSaved(model, resolved);
   const adapter = await fresh(model, resolved, options.start, tokens);
   model.freeze();
   attachPrompt(model, adapter, name, trainable);
@@ -98,10 +103,9 @@ async function fresh(
       return new PromptTable(config, sizes, startVectors(model, config, tokens));
     }
     if (tokens) refuse("P_TUNING does not start from tokens: its vectors come from a network");
-    if (config.encoder_reparameterization_type === "LSTM") {
-      refuse('encoder_reparameterization_type "LSTM" is not built, "MLP" is');
-    }
-    return new PromptEncoder(config, sizes);
+    return config.encoder_reparameterization_type === "LSTM"
+      ? new PromptLstm(config, sizes)
+      : new PromptEncoder(config, sizes);
   }
   const wanted = start ??
     (config.init_weights === "zero" ? "zero" : config.prefix_projection ? "random" : "text");
@@ -138,7 +142,10 @@ export function checkName(model: Module, name: string): void {
   }
 }
 
-/** Puts a prompt before the input and makes it the active one; where it is trained, nothing else is. */
+/**
+ * Puts a prompt before the input, gives it its copies of modules, and makes it the active one; where it
+ * is trained, nothing else is.
+ */
 export function attachPrompt(
   model: Module & PromptHost,
   adapter: PromptAdapter,
@@ -148,12 +155,13 @@ export function attachPrompt(
   if (model.prompt !== null && !(model.prompt instanceof PromptAdapters)) {
     throw new Error("soft prompt: the model has a prompt of another kind");
   }
+  giveModules(findSaved(model, adapter.config), name);
   const prompts = model.prompt ?? new PromptAdapters();
   adapter.train(model.training);
   prompts.adapters.set(name, adapter);
   model.prompt = prompts;
-  prompts.active = [name];
+  setActive(model, name);
   if (trainable) model.freeze();
   model.namedParameters(); // who walks first names a parameter: its path is from the model on
-  for (const parameter of adapter.parameters()) parameter.requiresGrad = trainable;
+  for (const parameter of adapterParameters(model, name)) parameter.requiresGrad = trainable;
 }

@@ -15,20 +15,29 @@ import {
   Variable,
   zeros,
 } from "../../core/mod.ts";
-import type { KVCache, Module, PromptHost } from "../../nn/mod.ts";
+import type { KVCache, LayerPrefix, Module, PromptHost } from "../../nn/mod.ts";
 import { rowsOf } from "./adapter.ts";
 import type { ResolvedPromptConfig } from "./config.ts";
 
 /** How a prefix starts. */
 export type PrefixStart = "text" | "random" | "zero";
 
-/** A model that a prompt can be made for, by running it. */
-export type PromptModel = Module & PromptHost & {
+/** A decoder, which a prompt can be made for by running it. */
+export interface PromptDecoder extends Module, PromptHost {
   /** i32 [B, T] -> hidden states */
   forward(ids: Tensor, options?: { cache?: KVCache }): Tensor;
   /** An empty cache. */
   createCache(batch: number, capacity: number): KVCache;
-};
+}
+
+/** An encoder, which a prompt can be made for by running it. */
+export interface PromptEncoderModel extends Module, PromptHost {
+  /** What each layer has for the tokens i32 [B, T], without a prompt. */
+  keysAndValues(ids: Tensor): LayerPrefix[];
+}
+
+/** A model that a prompt can be made for. */
+export type PromptModel = PromptDecoder | PromptEncoderModel;
 
 /** Exactly `count` tokens: the first of those given, or all of them again and again. */
 export function fitTokens(tokens: ArrayLike<number>, count: number, vocab: number): number[] {
@@ -101,20 +110,32 @@ export async function keysAndValues(
   const { prompt } = model;
   const modes = model.modules().map((module) => [module, module.training] as const);
   model.prompt = null;
-  const cache = model.createCache(1, tokens.length);
+  const cache = "createCache" in model ? model.createCache(1, tokens.length) : null;
   try {
     model.eval(); // dropout has no part in it
     const rows = noGrad(() => {
-      model.forward(tensor(Int32Array.from(tokens), { shape: [1, tokens.length] }), { cache });
-      const parts = cache.keys.flatMap((keys, i): Tensor[] => [keys, cache.values[i]]);
+      const ids = tensor(Int32Array.from(tokens), { shape: [1, tokens.length] });
+      const parts = cache ? cached(model as PromptDecoder, ids, cache) : read(model, ids);
       return new Variable(concatenate(rowsOf(parts), 1)); // [T, 2·L·Hkv·D]
     });
     // Before the cache goes; on `meta` there is nothing to run.
     if (rows.device.backend) await rows.device.flush();
     return rows;
   } finally {
-    cache.dispose();
+    cache?.dispose();
     model.prompt = prompt;
     for (const [module, training] of modes) module.training = training;
   }
+}
+
+/** Keys and values of each block in turn, [1, Hkv, T, D], as a pass leaves them in the cache. */
+function cached(model: PromptDecoder, ids: Tensor, cache: KVCache): Tensor[] {
+  model.forward(ids, { cache });
+  return cache.keys.flatMap((keys, i): Tensor[] => [keys, cache.values[i]]);
+}
+
+/** The same of an encoder. */
+function read(model: PromptModel, ids: Tensor): Tensor[] {
+  return (model as PromptEncoderModel).keysAndValues(ids)
+    .flatMap(({ keys, values }) => [keys, values]);
 }
