@@ -6,7 +6,7 @@
 
 import { Collectives } from "./collectives.ts";
 import type { GroupOptions, ProcessGroup } from "./group.ts";
-import { localRank } from "./local/context.ts";
+import { type LocalRank, localRank } from "./local/context.ts";
 import { LocalTransport } from "./local/transport.ts";
 import { readLaunch } from "./mpi/environment.ts";
 import { MpiTransport } from "./mpi/transport.ts";
@@ -25,6 +25,15 @@ function chosen(options: InitOptions): NonNullable<InitOptions["backend"]> {
   const name = options.backend ?? Deno.env.get("GRAFT_DIST") ?? "auto";
   if (name === "auto" || name === "mpi" || name === "local" || name === "single") return name;
   throw new Error(`initProcessGroup: GRAFT_DIST needs auto, mpi, local or single, got "${name}"`);
+}
+
+function localGroup(place: LocalRank, options: GroupOptions): ProcessGroup {
+  if (place.open) {
+    throw new Error("initProcessGroup: this rank has a group already: keep the first");
+  }
+  place.open = true;
+  const closed = () => place.open = false;
+  return new Collectives(new LocalTransport(place.memory, place.rank, closed), options);
 }
 
 /**
@@ -52,7 +61,7 @@ export async function initProcessGroup(options: InitOptions = {}): Promise<Proce
     if (local === null) {
       throw new Error("initProcessGroup: local is for threads that runLocal started, got none");
     }
-    return new Collectives(new LocalTransport(local.memory, local.rank), options);
+    return localGroup(local, options);
   }
   const launch = readLaunch(Deno.env.get);
   if (backend === "mpi" || (backend === "auto" && launch !== null)) {

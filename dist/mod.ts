@@ -16,5 +16,7 @@ export type {
 } from "./group.ts";
 export { type InitOptions, initProcessGroup } from "./init.ts";
 export { localGroups } from "./local/groups.ts";
+export { runLocal, type RunLocalOptions } from "./local/run.ts";
 export { singleGroup } from "./single.ts";
+export { threadShare } from "./threads.ts";
 export { allGatherValues, broadcastValue } from "./values.ts";

@@ -10,6 +10,8 @@ import type { SharedMemory } from "./memory.ts";
 export interface LocalRank {
   readonly memory: SharedMemory;
   readonly rank: number;
+  /** Whether it has a group that it has not closed. */
+  open: boolean;
 }
 
 // On the global object, not in a variable: a program may load this module twice, from two addresses.

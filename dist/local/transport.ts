@@ -23,9 +23,11 @@ export class LocalTransport implements Transport {
   readonly #memory: SharedMemory;
   readonly #meeting: Meeting;
   readonly #hashes: Float64Array;
+  readonly #closed: () => void;
   #half = 0;
 
-  constructor(memory: SharedMemory, rank: number) {
+  constructor(memory: SharedMemory, rank: number, closed: () => void = () => {}) {
+    this.#closed = closed;
     this.rank = this.localRank = rank;
     this.size = this.localSize = memory.size;
     this.#memory = memory;
@@ -95,6 +97,7 @@ export class LocalTransport implements Transport {
   }
 
   close(): Promise<void> {
+    this.#closed();
     return Promise.resolve();
   }
 
