@@ -58,3 +58,13 @@ export {
   type SampleOptions,
 } from "./rollout.ts";
 export { type Backbone, ValueModel, type ValueModelOptions } from "./value_model.ts";
+export { type BestOfN, bestOfN, type BestOfNOptions } from "./best_of_n.ts";
+export { type DPOLoss, dpoLoss, type DPOOptions, type PreferencePair } from "./dpo.ts";
+export {
+  groupAdvantages,
+  type GroupOptions,
+  type GRPOLoss,
+  grpoLoss,
+  type GRPOOptions,
+  type GRPORow,
+} from "./grpo.ts";
