@@ -24,6 +24,19 @@ export * from "./models/cache.ts";
 export { loadModel } from "./models/auto.ts";
 export { CausalLM, type ForwardOptions, type LanguageBatch } from "./models/decoder.ts";
 export {
+  type ClassifierBatch,
+  type ClassifierConfig,
+  type ClassifierOptions,
+  DecoderClassifier,
+} from "./models/decoder_classifier.ts";
+export {
+  GPT2ForSequenceClassification,
+  LlamaForSequenceClassification,
+  MistralForSequenceClassification,
+  Qwen2ForSequenceClassification,
+  Qwen3ForSequenceClassification,
+} from "./models/decoder_classifiers.ts";
+export {
   LlamaAttention,
   LlamaDecoderLayer,
   LlamaForCausalLM,

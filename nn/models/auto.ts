@@ -11,6 +11,13 @@ import {
   BertModel,
 } from "./bert.ts";
 import { modelConfig } from "./config_file.ts";
+import {
+  GPT2ForSequenceClassification,
+  LlamaForSequenceClassification,
+  MistralForSequenceClassification,
+  Qwen2ForSequenceClassification,
+  Qwen3ForSequenceClassification,
+} from "./decoder_classifiers.ts";
 import { GPT2LMHeadModel } from "./gpt2.ts";
 import { LlamaForCausalLM } from "./llama.ts";
 import { MistralForCausalLM } from "./mistral.ts";
@@ -35,6 +42,11 @@ const CLASSES: readonly PretrainedClass[] = [
   Qwen2ForCausalLM,
   Qwen3ForCausalLM,
   GPT2LMHeadModel,
+  LlamaForSequenceClassification,
+  MistralForSequenceClassification,
+  Qwen2ForSequenceClassification,
+  Qwen3ForSequenceClassification,
+  GPT2ForSequenceClassification,
   BertModel,
   BertForSequenceClassification,
   BertForTokenClassification,

@@ -9,7 +9,7 @@ import { Linear } from "../linear.ts";
 import { bceWithLogits, mseLoss } from "../losses.ts";
 import { Parameter } from "../module.ts";
 import type { EncoderOptions } from "./encoder.ts";
-import type { ResolvedEncoderConfig } from "./encoder_config.ts";
+import type { EncoderConfig, ResolvedEncoderConfig } from "./encoder_config.ts";
 
 /**
  * A batch with labels, as tensors or as a data loader gives it: inputs i32 [B, T], `attentionMask` and
@@ -65,7 +65,7 @@ export function encoderInputs(batch: EncoderBatch): EncoderInputs {
 export function sequenceLoss(
   logits: Tensor,
   labels: Tensor,
-  config: ResolvedEncoderConfig,
+  config: Pick<EncoderConfig, "problem_type">,
 ): Tensor {
   const [b, count] = logits.shape;
   const isFloat = labels.dtype !== "i32";
