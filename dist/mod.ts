@@ -15,6 +15,7 @@ export type {
   Transferable,
 } from "./group.ts";
 export { type InitOptions, initProcessGroup } from "./init.ts";
+export { supervise, type SuperviseOptions } from "./launch.ts";
 export { localGroups } from "./local/groups.ts";
 export { runLocal, type RunLocalOptions } from "./local/run.ts";
 export { singleGroup } from "./single.ts";
