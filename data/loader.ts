@@ -1,4 +1,6 @@
 import { checkIndex, type Dataset, IGNORED_TARGET, type TokenWindow } from "./packing.ts";
+import { permute } from "./permute.ts";
+import { checkShard, type Shard } from "./sampler.ts";
 
 /** Rows of a dataset, as flat row-major arrays. */
 export interface Batch {
@@ -14,7 +16,7 @@ export interface Batch {
 
 /** How a {@linkcode DataLoader} makes batches. */
 export interface DataLoaderOptions {
-  /** Rows in a batch. */
+  /** Rows in a batch: of all ranks together, where there are several. */
   readonly batchSize: number;
   /** Decides the order; 0 by default. */
   readonly seed?: number;
@@ -22,6 +24,12 @@ export interface DataLoaderOptions {
   readonly shuffle?: boolean;
   /** How many times the dataset is gone through; without end by default. */
   readonly epochs?: number;
+  /**
+   * Which of the ranks this is: it gets its share of each batch's rows, each row goes to one rank. A
+   * share has batchSize / size rows, rounded up, of which those that are not there have ignored
+   * targets. Default: the only one. A process group is one.
+   */
+  readonly shard?: Shard;
 }
 
 /** Where a {@linkcode DataLoader} stands: a plain object, for a checkpoint. */
@@ -67,6 +75,7 @@ export class DataLoader implements Iterable<Batch> {
   readonly #seed: number;
   readonly #shuffle: boolean;
   readonly #epochs: number;
+  readonly #shard: Shard;
   #rows = 0;
 
   /**
@@ -76,6 +85,8 @@ export class DataLoader implements Iterable<Batch> {
    */
   constructor(dataset: Dataset, options: DataLoaderOptions) {
     const { batchSize, seed = 0, shuffle = true, epochs = Infinity } = options;
+    const { rank, size } = options.shard ?? { rank: 0, size: 1 };
+    checkShard("DataLoader", { rank, size });
     if (!Number.isSafeInteger(batchSize) || batchSize < 1) {
       throw new RangeError(`DataLoader: batchSize needs a positive integer, got ${batchSize}`);
     }
@@ -91,6 +102,7 @@ export class DataLoader implements Iterable<Batch> {
     this.#seed = seed;
     this.#shuffle = shuffle;
     this.#epochs = epochs;
+    this.#shard = { rank, size };
   }
 
   /** The epoch of the next row, from 0. */
@@ -134,21 +146,26 @@ export class DataLoader implements Iterable<Batch> {
     this.#rows = state.rows;
   }
 
+  /** This rank's share of the batch of `rows` rows from row `first` on. */
   #batch(first: number, rows: number): Batch {
     const { length, sequenceLength } = this.dataset;
-    const inputs = new Int32Array(this.batchSize * sequenceLength);
-    const targets = new Int32Array(this.batchSize * sequenceLength).fill(IGNORED_TARGET);
-    for (let row = 0; row < rows; row++) {
-      const epoch = Math.floor((first + row) / length);
-      const place = (first + row) % length;
+    const { rank, size } = this.#shard;
+    const most = Math.ceil(this.batchSize / size);
+    const inputs = new Int32Array(most * sequenceLength);
+    const targets = new Int32Array(most * sequenceLength).fill(IGNORED_TARGET);
+    const from = first + Math.floor(rows * rank / size);
+    const end = first + Math.floor(rows * (rank + 1) / size);
+    for (let row = from; row < end; row++) {
+      const epoch = Math.floor(row / length);
+      const place = row % length;
       const index = this.#shuffle ? permute(place, length, this.#seed, epoch) : place;
       const window = this.dataset.window(index, epoch);
-      inputs.set(window.inputs, row * sequenceLength);
-      targets.set(window.targets, row * sequenceLength);
+      inputs.set(window.inputs, (row - from) * sequenceLength);
+      targets.set(window.targets, (row - from) * sequenceLength);
     }
     let targetCount = 0;
     for (const target of targets) if (target !== IGNORED_TARGET) targetCount++;
-    return { inputs, targets, shape: [this.batchSize, sequenceLength], targetCount };
+    return { inputs, targets, shape: [most, sequenceLength], targetCount };
   }
 }
 
@@ -194,32 +211,4 @@ export function mix(main: Dataset, general: Dataset, share: number, seed: number
       return general.window(permute(count % general.length, general.length, seed, round), round);
     },
   };
-}
-
-/**
- * Where `index` goes in a permutation of `length` places that depends on seed and round: a Feistel
- * network over the next even number of bits, walked until it falls inside. Needs no memory.
- */
-function permute(index: number, length: number, seed: number, round: number): number {
-  let half = 1;
-  while (4 ** half < length) half++;
-  const mask = 2 ** half - 1;
-  const key = hash(hash(seed | 0, Math.floor(seed / 2 ** 32) | 0), round);
-  let value = index;
-  do {
-    let left = Math.floor(value / 2 ** half), right = value & mask;
-    for (let i = 0; i < 6; i++) {
-      [left, right] = [right, (left ^ hash(key + Math.imul(i, 0x9e3779b9), right)) & mask];
-    }
-    value = left * 2 ** half + right;
-  } while (value >= length);
-  return value;
-}
-
-/** Mixes two integers into one of 32 bits. */
-function hash(a: number, b: number): number {
-  let x = Math.imul(a ^ 0x2545f491, 0x85ebca6b) ^ Math.imul(b + 0x165667b1, 0xc2b2ae35);
-  x = Math.imul(x ^ (x >>> 16), 0x7feb352d);
-  x = Math.imul(x ^ (x >>> 15), 0x846ca68b);
-  return x ^ (x >>> 16);
 }

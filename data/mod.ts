@@ -20,3 +20,4 @@ export * from "./chat_tokens.ts";
 export * from "./cache.ts";
 export { type Dataset, IGNORED_TARGET, pack, splitTail, type TokenWindow } from "./packing.ts";
 export * from "./loader.ts";
+export { DistributedSampler, type DistributedSamplerOptions, type Shard } from "./sampler.ts";
