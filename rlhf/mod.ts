@@ -68,3 +68,15 @@ export {
   type GRPOOptions,
   type GRPORow,
 } from "./grpo.ts";
+export {
+  type RankedAnswers,
+  type RankingLoss,
+  rankingLoss,
+  type RankingOptions,
+} from "./ranking_loss.ts";
+export {
+  type RewardBackbone,
+  RewardModel,
+  type RewardModelOptions,
+  type ScoringOptions,
+} from "./reward_model.ts";
