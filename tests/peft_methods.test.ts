@@ -8,8 +8,6 @@ import {
   adapterState,
   adapterStatus,
   addAdapter,
-  addWeightedAdapter,
-  type CombinationType,
   deleteAdapter,
   describeParameters,
   inject,
@@ -179,42 +177,6 @@ forEachDevice("peft: adapters are attached, active and trained apart; rows mix t
   deleteAdapter(deleteAdapter(model, "weight"), "q_proj");
   assert(!model.modules().some((m) => m instanceof LoraLinear));
   assertEquals(apart(await logits(model), base), 0);
-});
-
-forEachDevice("peft: combinations are of ΔW", async () => {
-  const model = fresh();
-  const targets = { target_modules: ["q_proj"], r: 2 };
-  inject(model, { ...targets, lora_alpha: 6 }, { name: "a" });
-  addAdapter(model, { ...targets, lora_alpha: 2, use_rslora: true }, { name: "b" });
-  moved(model, "a");
-  moved(model, "b");
-  const alone = await withAdapters(model, ["a"], () => logits(model));
-  const both = await withAdapters(model, ["a", "b"], () => logits(model));
-  const types: CombinationType[] = [
-    "cat",
-    "linear",
-    "svd",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "magnitude_prune",
-  ];
-  for (const type of types) {
-    await addWeightedAdapter(model, ["a"], [1], { name: type, type });
-    const got = await withAdapters(model, [type], () => logits(model));
-    assert(apart(got, alone) < 1e-4, `${type}: ${apart(got, alone)}`);
-    deleteAdapter(model, type);
-  }
-  for (const options of [{ type: "cat" }, { type: "svd", rank: 4 }] as const) {
-    await addWeightedAdapter(model, ["a", "b"], [1, 1], { name: "c", ...options });
-    assert(apart(await withAdapters(model, ["c"], () => logits(model)), both) < 1e-4);
-    deleteAdapter(model, "c");
-  }
-  await assertRejects(
-    () => addWeightedAdapter(model, ["a", "b"], [1], { name: "c" }),
-    RangeError,
-    "needs 2 weights",
-  );
 });
 
 Deno.test("peft: a classifier is trained with its head, a copy of which each adapter has", async () => {

@@ -33,6 +33,7 @@ LLAMA = {
     "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
     "pissa": dict(target_modules=QV, init_lora_weights="pissa"),
     "olora": dict(target_modules=QV, init_lora_weights="olora"),
+    "embedding_dora": dict(target_modules=["embed_tokens", "q_proj"], use_dora=True),
 }
 QWEN2 = {  # whose projections have a bias
     "bias": dict(target_modules=QV, bias="lora_only"),

@@ -19,6 +19,7 @@ const BASES: Readonly<Record<string, string>> = {
   dora: "tiny_llama",
   saved: "tiny_llama",
   embedding: "tiny_llama",
+  embedding_dora: "tiny_llama",
   pissa: "tiny_llama",
   olora: "tiny_llama",
   bias: "families/qwen2",
