@@ -1,17 +1,21 @@
-/** Generates text with an adapter that `deno task train` made: `deno task generate --help`. */
+/** Generates text with a model that `deno task train` adapted: `deno task generate --help`. */
 
 import { parseArgs } from "@std/cli/parse-args";
 import { type DeviceName, init } from "@graft/ml";
-import { loadStories15M, loadTokenizer, StreamDecoder } from "@graft/ml/data";
-import { generate, LlamaForCausalLM } from "@graft/ml/nn";
+import { loadChatTemplate, StreamDecoder } from "@graft/ml/data";
+import { generate } from "@graft/ml/nn";
 import { loadAdapter, mergeAndUnload } from "@graft/ml/peft";
+import { type Base, loadBase } from "./base.ts";
+import { UsageError } from "./settings.ts";
 
-const HELP = `Continues a text, by stories15M with an adapter.
+const HELP = `Continues a text by a model, with or without an adapter.
 
   deno task generate --adapter DIR --prompt "..." [flags]
 
-  --adapter DIR        folder of a PEFT adapter, or of a whole model; none: the base
+  --adapter DIR        folder of a PEFT adapter of any method; none: the model alone
+  --model NAME         stories15M, or a model's folder or hub id (the adapter's base, or stories15M)
   --prompt TEXT        what to continue                     (Once upon a time)
+  --chat               the prompt is a user's message, written by the model's chat template
   --max-tokens N       tokens at most                       (128)
   --temperature X      0: always the most probable token    (0.8)
   --top-k N            only the N most probable; 0: all     (0)
@@ -20,26 +24,17 @@ const HELP = `Continues a text, by stories15M with an adapter.
   --device NAME        auto, cpu or webgpu                  (auto)
   --help               this text`;
 
-/** Flags that cannot be: exit code 2. */
-class UsageError extends Error {}
-
 async function main(args: string[]): Promise<void> {
   const bad = (message: string): never => {
     throw new UsageError(`${message}; --help lists the flags`);
   };
+  // deno-fmt-ignore
   const texts = [
-    "adapter",
-    "prompt",
-    "max-tokens",
-    "temperature",
-    "top-k",
-    "top-p",
-    "seed",
-    "device",
+    "adapter", "model", "prompt", "max-tokens", "temperature", "top-k", "top-p", "seed", "device",
   ];
   const flags = parseArgs(args, {
     string: texts,
-    boolean: ["help"],
+    boolean: ["chat", "help"],
     unknown: (arg: string) => bad(`there is no flag ${arg}`),
   });
   if (flags.help) {
@@ -67,30 +62,44 @@ async function main(args: string[]): Promise<void> {
   const { adapter, prompt = "Once upon a time" } = flags;
 
   const opened = await init({ device: device as DeviceName });
-  const base = await loadStories15M({ onProgress: (text) => console.error(text) });
-  const tokenizer = await loadTokenizer(base);
-  const isWholeModel = adapter && await exists(`${adapter}/config.json`);
-  const model = await LlamaForCausalLM.fromPretrained(isWholeModel ? adapter : base);
-  if (adapter && !isWholeModel) {
+  const name = flags.model ?? (adapter && await baseOf(adapter)) ?? "stories15M";
+  const base = await loadBase(name, (text) => console.error(text));
+  const { model, tokenizer } = base;
+  if (adapter) {
     const { peft_type } = await loadAdapter(model, adapter);
     // In the weights LoRA costs no step anything; a soft prompt stays before the text.
     if (peft_type === "LORA") await mergeAndUnload(model);
   }
 
-  const ids = [...tokenizer.encode(prompt)];
-  if (tokenizer.bosId !== undefined) ids.unshift(tokenizer.bosId);
+  const ids = flags.chat ? await chatIds(base, prompt) : textIds(base, prompt);
   const stream = new StreamDecoder(tokenizer, ids);
   const print = (text: string): void => {
     Deno.stdout.writeSync(new TextEncoder().encode(text));
   };
-  print(prompt);
+  if (!flags.chat) print(prompt);
   for await (const id of generate(model, ids, options)) print(stream.push(id));
   print(`${stream.end()}\n`);
   await opened.close();
 }
 
-async function exists(path: string): Promise<boolean> {
-  return await Deno.stat(path).then(() => true, () => false);
+/** The model that an adapter's configuration names as its base. */
+async function baseOf(adapter: string): Promise<string | undefined> {
+  const text = await Deno.readTextFile(`${adapter}/adapter_config.json`).catch(() => "{}");
+  // What is wrong with the file, loading the adapter will say.
+  const name = text.match(/"base_model_name_or_path": *("(?:[^"\\]|\\.)+")/)?.[1];
+  return name && JSON.parse(name);
+}
+
+function textIds({ tokenizer: { encode, bosId } }: Base, prompt: string): number[] {
+  const ids = [...encode(prompt)];
+  return bosId === undefined ? ids : [bosId, ...ids];
+}
+
+/** The prompt as a user's message, up to where the assistant answers. */
+async function chatIds({ folder, tokenizer }: Base, prompt: string): Promise<number[]> {
+  const template = await loadChatTemplate(folder);
+  const messages = [{ role: "user", content: prompt }] as const;
+  return [...tokenizer.encode(template.render(messages, { addGenerationPrompt: true }))];
 }
 
 if (import.meta.main) {

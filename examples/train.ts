@@ -1,98 +1,80 @@
 /**
- * Adapts stories15M, a small pretrained Llama, to a text: `deno task train --help`.
+ * Adapts a language model to a text: `deno task train --help`.
  *
- * All of a run is in this file, from the flags to the files it leaves, as a pattern for a loop of your
- * own. Left out: several devices, evaluation by anything but loss, and search over the settings.
+ * The loop is in this file, with all that it leaves, as a pattern for one of your own; what it is told
+ * is in settings.ts, the model in base.ts, the methods in methods.ts, the texts in texts.ts. Left out:
+ * several devices, and evaluation by anything but loss.
  */
 
-import { parseArgs } from "@std/cli/parse-args";
 import {
   defaultGenerator,
-  type DeviceName,
+  type Device,
   flush,
   type GeneratorState,
   init,
-  manualSeed,
   noGrad,
   read,
   type Tensor,
 } from "@graft/ml";
-import {
-  DataLoader,
-  type DataLoaderState,
-  type Dataset,
-  generalText,
-  loadStories15M,
-  loadTokenizer,
-  mix,
-  pack,
-  readDocuments,
-  shakespeare,
-  splitTail,
-  tokenizeCached,
-  type Tokenizer,
-} from "@graft/ml/data";
-import { generate, LlamaForCausalLM } from "@graft/ml/nn";
+import { DataLoader, type DataLoaderState, type Dataset, type Tokenizer } from "@graft/ml/data";
+import { type CausalLM, generate } from "@graft/ml/nn";
 import {
   AdamW,
-  checkpointProgress,
   clipGradNorm,
   constantSchedule,
   loadCheckpoint,
   type OptimizerCounters,
   saveCheckpoint,
 } from "@graft/ml/optim";
-import { countParameters, inject, saveAdapter } from "@graft/ml/peft";
+import { countParameters, withoutAdapters } from "@graft/ml/peft";
+import { type Base, loadBase } from "./base.ts";
+import { writeWhole } from "./charts.ts";
 import { Metrics, Progress } from "./log.ts";
+import { adapt, saveResult, windowLength } from "./methods.ts";
 import { writeReport } from "./report.ts";
+import {
+  checkpointOf,
+  FLAGS,
+  readFlags,
+  resumed,
+  type Settings,
+  settingsOf,
+  UsageError,
+} from "./settings.ts";
+import { loadTexts } from "./texts.ts";
 
-const HELP = `Adapts stories15M, a small pretrained language model, to a text.
+const HELP = `Adapts a language model to a text.
 
   deno task train [flags]
 
-  --method lora|full  train low-rank adapters, or every parameter     (lora)
-  --rank N            rank of the adapters                            (8)
+  --model NAME        stories15M, or a model in Hugging Face's layout: a
+                      folder, or an id of the hub                     (stories15M)
+  --method NAME       lora, dora: low-rank adapters; prompt: vectors
+                      before the text; ptuning-v2: keys and values
+                      before the text in every layer; full: all       (lora)
+  --rank N            rank of low-rank adapters                       (8)
   --alpha X           their scale is alpha / rank                     (16)
-  --target NAMES      layers to adapt: names with commas between, a
+  --target NAMES      layers they go to: names with commas between, a
                       regular expression, or all-linear               (q_proj,k_proj,v_proj,o_proj)
-  --data FILE         .txt, or .jsonl with "text", or with "prompt"
-                      and "completion", on each line                  (three plays by Shakespeare)
+  --virtual-tokens N  how many prompt and ptuning-v2 put before       (16)
+  --data FILE         .txt, or .jsonl with "text", with "prompt" and
+                      "completion", or with "messages" on each line   (three plays by Shakespeare)
   --device NAME       auto, cpu or webgpu                             (auto)
   --steps N           training steps                                  (60)
   --batch N           sequences in a step                             (4)
-  --seq N             tokens in a sequence, at most 256               (256)
-  --lr X              learning rate                                   (0.003)
+  --seq N             tokens in a sequence      (256, or what the model has positions for)
+  --lr X              learning rate             (by method: docs/train.md)
   --mix X             share of general text mixed in, below 1         (0)
   --seed N            decides every random choice                     (0)
   --eval-every N      steps between evaluations; 0: only at the ends  (20)
-  --out DIR           where the adapter and all else goes             (out/train)
+  --sample N          tokens of the samples at the ends; 0: none      (80)
+  --out DIR           where the adapter, or the model, and all else goes (out/train)
+  --config FILE       a JSON object of these, without the dashes; flags stand over it
   --resume            go on with the run in --out, up to --steps
   --help              this text`;
 
-/** What the flags say. */
-interface Settings {
-  readonly method: "lora" | "full";
-  readonly rank: number;
-  readonly alpha: number;
-  readonly target: string;
-  readonly data: string;
-  readonly device: DeviceName;
-  readonly steps: number;
-  readonly batch: number;
-  readonly seq: number;
-  readonly lr: number;
-  readonly mix: number;
-  readonly seed: number;
-  readonly evalEvery: number;
-  readonly out: string;
-  readonly resume: boolean;
-}
-
-/** Flags that cannot be: exit code 2. */
-class UsageError extends Error {}
-
 /** Nats a token. */
-interface Losses {
+export interface Losses {
   readonly eval_loss: number;
   readonly general_loss: number;
 }
@@ -100,6 +82,8 @@ interface Losses {
 /** Where a run stands between two steps: what a checkpoint holds beside its tensors. */
 interface Place {
   readonly step: number;
+  /** Time that the steps took. */
+  readonly seconds: number;
   readonly loader: DataLoaderState;
   readonly generator: GeneratorState;
   readonly settings: Settings;
@@ -117,44 +101,66 @@ interface Pending {
   readonly counters: OptimizerCounters;
 }
 
-/** A whole run; gives the process's exit code. */
-async function train(settings: Settings): Promise<number> {
-  const { out, batch, seq, seed, steps, method } = settings;
-  const checkpoint = checkpointOf(out), sampleFile = `${out}/samples.json`;
-  const log = new Progress();
+/** What a program that runs a training wants of it. */
+export interface TrainOptions {
+  /** Where lines go; default: the terminal. */
+  readonly log?: Progress;
+  /** Told of each evaluation; where it answers true, the run ends there, as by Ctrl-C. */
+  readonly onEvaluation?: (step: number, losses: Losses) => boolean | void;
+}
+
+/** What a run has come to. */
+export interface Outcome {
+  /** Whether it ended before its last step, with a checkpoint to go on from. */
+  readonly stopped: boolean;
+  readonly step: number;
+  /** Before training. */
+  readonly base: Losses;
+  /** At the last evaluation. */
+  readonly last: Losses;
+  readonly trainable: number;
+  readonly total: number;
+  /** The most that the device has held at once. */
+  readonly peakBytes: number;
+  /** Time that training steps took. */
+  readonly seconds: number;
+}
+
+/**
+ * A whole run, with its files in `settings.out`.
+ *
+ * Throws an `Error` that says what was wrong; where a loss is not a number, after saving the run as it
+ * was before.
+ */
+export async function train(settings: Settings, options: TrainOptions = {}): Promise<Outcome> {
   const device = await init({ device: settings.device });
+  try {
+    return await run(device, settings, options);
+  } finally {
+    await device.close();
+  }
+}
+
+async function run(
+  device: Device,
+  settings: Settings,
+  { log = new Progress(), onEvaluation }: TrainOptions,
+): Promise<Outcome> {
+  const { out, batch, seed, steps, method } = settings;
+  const checkpoint = checkpointOf(out), sampleFile = `${out}/samples.json`;
   log.line(`device: ${device.name} (${device.description})`);
 
   // The model and the text. A tail of each text is held out.
-  const folder = await loadStories15M({ onProgress: (text) => log.line(text) });
-  const model = await LlamaForCausalLM.fromPretrained(folder);
-  const tokenizer = await loadTokenizer(folder);
-  const documents = settings.data ? await readDocuments(settings.data) : await shakespeare();
+  const base = await loadBase(settings.model, (text) => log.line(text));
+  const { model, tokenizer } = base;
+  const seq = windowLength(settings, base);
   log.note("tokenising");
-  const text = pack(await tokenizeCached(documents, tokenizer), seq);
-  const general = pack(await tokenizeCached(await generalText(), tokenizer), seq);
-  const [trainText, heldOut] = splitTail(text, 0.05);
-  const [generalTrain, generalHeldOut] = splitTail(general, 0.01);
-  const loader = new DataLoader(mix(trainText, generalTrain, settings.mix, seed), {
-    batchSize: batch,
-    seed,
-  });
+  const { train, heldOut, generalHeldOut, start } = await loadTexts(settings, base, seq);
+  const loader = new DataLoader(train, { batchSize: batch, seed });
 
   // What is trained.
-  manualSeed(seed);
-  if (method === "full") model.unfreeze();
-  else {
-    const target = settings.target;
-    inject(model, {
-      r: settings.rank,
-      lora_alpha: settings.alpha,
-      target_modules: /^[\w.,-]+$/.test(target) && target !== "all-linear"
-        ? target.split(",")
-        : target,
-      base_model_name_or_path: "stories15M",
-      task_type: "CAUSAL_LM",
-    });
-  }
+  await checkOut(settings, base);
+  await adapt(base, settings, start);
   const parameters = new Map(model.namedParameters().filter(([, p]) => p.requiresGrad));
   const optimizer = new AdamW(model.trainable(), { lr: settings.lr, weightDecay: 0 });
   // It does not depend on --steps, so that a run that is resumed with more steps is one longer run.
@@ -162,7 +168,7 @@ async function train(settings: Settings): Promise<number> {
   const counts = countParameters(model);
   log.line(
     `${method}: trains ${count(counts.trainable)} of ${count(counts.total)} parameters on ` +
-      `${count(trainText.length)} windows of ${seq} tokens; ${heldOut.length} are held out`,
+      `${count(train.length)} windows of ${seq} tokens; ${heldOut.length} are held out`,
   );
 
   const evaluate = async (): Promise<Losses> => {
@@ -174,54 +180,51 @@ async function train(settings: Settings): Promise<number> {
   };
   const prompt = promptOf(heldOut, tokenizer);
   const sample = async (when: "before" | "after"): Promise<void> => {
+    if (settings.sample === 0) return;
     log.note("generating a sample");
     const ids = [...prompt];
-    const options = { maxTokens: 80, temperature: 0.8, topP: 0.95, generator: seed };
-    for await (const id of generate(model, prompt, options)) ids.push(id);
+    const how = { maxTokens: settings.sample, temperature: 0.8, topP: 0.95, generator: seed };
+    for await (const id of generate(model, prompt, how)) ids.push(id);
     const given = tokenizer.decode(prompt);
     const text = tokenizer.decode(ids).slice(given.length);
     log.line(`\n${when}: ${given}|${text}\n`);
-    const samples = when === "before" ? {} : JSON.parse(await Deno.readTextFile(sampleFile));
+    const samples = when === "before" ? {} : await readSamples(sampleFile);
     await Deno.mkdir(out, { recursive: true });
-    await Deno.writeTextFile(
-      sampleFile,
-      JSON.stringify({ ...samples, prompt: given, [when]: text }),
-    );
+    await writeWhole(sampleFile, JSON.stringify({ ...samples, prompt: given, [when]: text }));
   };
 
-  let step = 0;
-  let base: Losses;
+  let step = 0, seconds = 0;
+  let before: Losses;
   if (settings.resume) {
     const at = await loadCheckpoint(checkpoint, { parameters, optimizer }) as Place;
     loader.load(at.loader);
     defaultGenerator().load(at.generator);
-    ({ step, base } = at);
+    ({ step, seconds, base: before } = at);
     log.line(`resumes after step ${step}`);
   } else {
-    await sample("before");
-    base = await evaluate();
+    // The base itself: a soft prompt changes it before the first step.
+    await withoutAdapters(model, () => sample("before"));
+    before = await withoutAdapters(model, evaluate);
     log.line(
-      `step 0: held-out loss ${base.eval_loss.toFixed(3)}, general ${base.general_loss.toFixed(3)}`,
+      `step 0: held-out loss ${before.eval_loss.toFixed(3)}, general ` +
+        before.general_loss.toFixed(3),
     );
   }
   const metrics = await Metrics.open(`${out}/metrics.jsonl`, step);
-  if (step === 0) await metrics.write({ step, ...base });
+  if (step === 0) await metrics.write({ step, ...before });
 
   const place = (): Place => ({
     step,
+    seconds,
     loader: loader.state(),
     generator: defaultGenerator().state(),
-    settings,
-    base,
+    settings: { ...settings, seq },
+    base: before,
   });
   const save = async (at: Place, counters?: OptimizerCounters): Promise<void> => {
     log.note("saving");
     await saveCheckpoint(checkpoint, { parameters, optimizer }, at, counters);
-    if (method === "lora") await saveAdapter(model, out);
-    else {
-      await model.save(`${out}/model.safetensors`);
-      await Deno.copyFile(`${folder}/config.json`, `${out}/config.json`);
-    }
+    await saveResult(base, settings);
   };
 
   // The loss of a step is read after the next one is under way: reading it at once would leave the
@@ -256,11 +259,11 @@ async function train(settings: Settings): Promise<number> {
   };
   Deno.addSignalListener("SIGINT", stop);
 
-  let last = base;
+  let last = before;
   const batches = loader[Symbol.iterator]();
   while (step < steps && !stopped) {
     const started = performance.now();
-    const before = place(), counters = optimizer.counters();
+    const here = place(), counters = optimizer.counters();
     model.train();
     const loss = model.loss(batches.next().value);
     loss.backward();
@@ -272,8 +275,9 @@ async function train(settings: Settings): Promise<number> {
     step++;
 
     await settle();
-    const seconds = (performance.now() - started) / 1000;
-    pending = { step, loss, norm, seconds, before, counters };
+    const took = (performance.now() - started) / 1000;
+    seconds += took;
+    pending = { step, loss, norm, seconds: took, before: here, counters };
     const isLast = step === steps;
     if (isLast || (settings.evalEvery > 0 && step % settings.evalEvery === 0)) {
       last = await evaluate();
@@ -281,9 +285,10 @@ async function train(settings: Settings): Promise<number> {
       await save(place());
       log.line(
         `step ${step}: held-out loss ${last.eval_loss.toFixed(3)} (before training ` +
-          `${base.eval_loss.toFixed(3)}), general ${last.general_loss.toFixed(3)} ` +
-          `(${base.general_loss.toFixed(3)})`,
+          `${before.eval_loss.toFixed(3)}), general ${last.general_loss.toFixed(3)} ` +
+          `(${before.general_loss.toFixed(3)})`,
       );
+      if (onEvaluation?.(step, last) && !isLast) stopped = true;
     }
   }
   Deno.removeSignalListener("SIGINT", stop);
@@ -291,28 +296,39 @@ async function train(settings: Settings): Promise<number> {
   if (stopped) {
     await settle();
     await save(place());
-    log.line(`stopped after step ${step}; to go on: deno task train --out ${out} --resume`);
   } else {
     await sample("after");
     const summary = {
-      base_eval_loss: base.eval_loss,
+      base_eval_loss: before.eval_loss,
       eval_loss: last.eval_loss,
-      base_general_loss: base.general_loss,
+      base_general_loss: before.general_loss,
       general_loss: last.general_loss,
       trainable_parameters: counts.trainable,
       total_parameters: counts.total,
       peak_bytes: device.counters.peakBytes,
     };
     await metrics.write({ summary });
-    log.line(`wrote ${await writeReport(out)}`);
-    log.line(`done in ${log.elapsed()}; try: deno task generate --adapter ${out} --prompt "..."`);
+    await writeReport(out);
   }
-  await device.close();
-  return stopped ? 130 : 0;
+  const { peakBytes } = device.counters;
+  return { stopped, step, base: before, last, ...counts, peakBytes, seconds };
+}
+
+/** Training all of a model must not overwrite the folder that it comes from. */
+async function checkOut({ method, out }: Settings, { folder }: Base): Promise<void> {
+  const real = (path: string): Promise<string> => Deno.realPath(path).catch(() => path);
+  if (method === "full" && await real(out) === await real(folder)) {
+    throw new UsageError(`--out ${out} is the folder of the model itself: choose another`);
+  }
+}
+
+/** What an earlier part of the run has left. */
+async function readSamples(path: string): Promise<object> {
+  return JSON.parse(await Deno.readTextFile(path).catch(() => "{}"));
 }
 
 /** Mean loss a token over all of a dataset. */
-async function meanLoss(model: LlamaForCausalLM, data: Dataset, batch: number): Promise<number> {
+async function meanLoss(model: CausalLM, data: Dataset, batch: number): Promise<number> {
   const losses: Tensor[] = [];
   const counts: number[] = [];
   for (const rows of new DataLoader(data, { batchSize: batch, shuffle: false, epochs: 1 })) {
@@ -336,87 +352,25 @@ function count(n: number): string {
   return n.toLocaleString("en");
 }
 
-function checkpointOf(out: string): string {
-  return `${out}/checkpoint/state.safetensors`;
-}
-
-/** What the flags say, or null where they ask for help. A resumed run keeps to its first flags. */
-async function parseFlags(args: string[]): Promise<Settings | null> {
-  const bad = (message: string): never => {
-    throw new UsageError(`${message}; --help lists the flags`);
-  };
-  // deno-fmt-ignore
-  const texts = [
-    "method", "rank", "alpha", "target", "data", "device", "steps", "batch", "seq", "lr", "mix",
-    "seed", "eval-every", "out",
-  ];
-  const flags = parseArgs(args, {
-    string: texts,
-    boolean: ["resume", "help"],
-    unknown: (arg: string) => bad(`there is no flag ${arg}`),
-  });
-  if (flags.help) return null;
-  for (const name of texts) {
-    if (flags[name] === "" || Array.isArray(flags[name])) bad(`--${name} needs one value`);
-  }
-  const number = (name: string, otherwise: number, least: number, most = Infinity): number => {
-    const value = Number(flags[name] ?? otherwise);
-    if (!(value >= least && value <= most)) {
-      const range = most === Infinity ? `from ${least} on` : `from ${least} to ${most}`;
-      bad(`--${name} must be a number ${range}, got "${flags[name]}"`);
-    }
-    return value;
-  };
-  const whole = (name: string, otherwise: number, least: number, most?: number): number => {
-    const value = number(name, otherwise, least, most);
-    if (!Number.isSafeInteger(value)) bad(`--${name} must be whole, got "${flags[name]}"`);
-    return value;
-  };
-  const word = <T extends string>(name: string, words: readonly T[]): T => {
-    const value = flags[name] ?? words[0];
-    if (!words.includes(value)) bad(`--${name} must be ${words.join(" or ")}, got "${value}"`);
-    return value;
-  };
-  const settings: Settings = {
-    method: word("method", ["lora", "full"]),
-    rank: whole("rank", 8, 1),
-    alpha: number("alpha", 16, 0),
-    target: flags.target ?? "q_proj,k_proj,v_proj,o_proj",
-    data: flags.data ?? "",
-    device: word("device", ["auto", "cpu", "webgpu"]),
-    steps: whole("steps", 60, 1),
-    batch: whole("batch", 4, 1),
-    seq: whole("seq", 256, 2, 256),
-    lr: number("lr", 0.003, 0),
-    mix: number("mix", 0, 0, 0.99),
-    seed: whole("seed", 0, 0),
-    evalEvery: whole("eval-every", 20, 0),
-    out: flags.out ?? "out/train",
-    resume: flags.resume,
-  };
-  if (!settings.resume) return settings;
-
-  const { settings: first, step } = await checkpointProgress(checkpointOf(settings.out)) as Place;
-  if (step >= settings.steps) {
-    bad(`the run in ${settings.out} has taken ${step} steps: --steps must be above`);
-  }
-  const mine = ["steps", "device", "out", "evalEvery", "resume"];
-  const result: Record<string, unknown> = { ...settings };
-  for (const [key, value] of Object.entries(first)) {
-    if (mine.includes(key)) continue;
-    if (flags[key] !== undefined && result[key] !== value) {
-      bad(`the run in ${settings.out} began with --${key} ${value}, which --resume cannot change`);
-    }
-    result[key] = value;
-  }
-  return result as unknown as Settings;
-}
-
 if (import.meta.main) {
   try {
-    const settings = await parseFlags(Deno.args);
-    if (!settings) console.log(HELP);
-    Deno.exit(settings ? await train(settings) : 0);
+    const { given, on } = await readFlags(Deno.args, FLAGS, ["resume", "help"]);
+    if (on.has("help")) {
+      console.log(HELP);
+      Deno.exit(0);
+    }
+    const settings = on.has("resume") ? await resumed(given) : settingsOf(given);
+    const log = new Progress();
+    const { stopped, step } = await train(settings, { log });
+    const { out, method } = settings;
+    if (stopped) {
+      log.line(`stopped after step ${step}; to go on: deno task train --out ${out} --resume`);
+      Deno.exit(130);
+    }
+    log.line(`wrote ${out}/report.html`);
+    const which = method === "full" ? "--model" : "--adapter";
+    log.line(`done in ${log.elapsed()}; try: deno task generate ${which} ${out} --prompt "..."`);
+    Deno.exit(0);
   } catch (error) {
     console.error(`error: ${error instanceof Error ? error.message : error}`);
     Deno.exit(error instanceof UsageError ? 2 : 1);

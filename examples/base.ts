@@ -1,0 +1,62 @@
+/**
+ * The model that is adapted, and its tokenizer: stories15M, or a folder or id of Hugging Face's.
+ *
+ * @module
+ */
+
+import { loadModelFolder, loadStories15M, loadTokenizer, type Tokenizer } from "@graft/ml/data";
+import { CausalLM, loadModel } from "@graft/ml/nn";
+
+/** A model with what turns text into its tokens. */
+export interface Base {
+  /** Where its files are. */
+  readonly folder: string;
+  readonly model: CausalLM;
+  readonly tokenizer: Tokenizer;
+}
+
+/**
+ * Loads a decoder by "stories15M", a folder's path or a hub id.
+ *
+ * Throws an `Error` where it is no decoder, or its tokenizer is of another vocabulary.
+ */
+export async function loadBase(name: string, tell: (text: string) => void): Promise<Base> {
+  let shown = 0;
+  const folder = name === "stories15M"
+    ? await loadStories15M({ onProgress: tell })
+    : await loadModelFolder(name, {
+      onProgress: ({ path, loaded, total }) => {
+        if (performance.now() - shown < 5000 && loaded < total) return;
+        shown = performance.now();
+        tell(`${name}: ${path}, ${mib(loaded)} of ${mib(total)} MiB`);
+      },
+    });
+  const model = await loadModel(folder);
+  if (!(model instanceof CausalLM)) {
+    throw new Error(
+      `${name} is a ${model.constructor.name}, which predicts no next token: a decoder is needed, ` +
+        "such as a LlamaForCausalLM",
+    );
+  }
+  const tokenizer = await loadTokenizer(folder);
+  const { vocab_size: size } = model.config;
+  if (tokenizer.vocabSize > size) {
+    throw new Error(
+      `${folder}: the tokenizer has ${tokenizer.vocabSize} tokens and the model ${size}: ` +
+        "tokenizer.json is another model's",
+    );
+  }
+  return { folder, model, tokenizer };
+}
+
+/** Copies what turns text into tokens beside a model that was saved. */
+export async function copyTokenizer(from: string, to: string): Promise<void> {
+  for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) {
+    const isThere = await Deno.stat(`${from}/${name}`).then(() => true, () => false);
+    if (isThere) await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
+  }
+}
+
+function mib(bytes: number): string {
+  return (bytes / 2 ** 20).toFixed(1);
+}

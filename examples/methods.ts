@@ -1,0 +1,89 @@
+/**
+ * The methods: how each is put on a model, and what it leaves.
+ *
+ * @module
+ */
+
+import { manualSeed } from "@graft/ml";
+import { inject, injectPrompt, saveAdapter } from "@graft/ml/peft";
+import { type Base, copyTokenizer } from "./base.ts";
+import { type Settings, UsageError } from "./settings.ts";
+
+/** Whether a method puts virtual tokens before the text. */
+function isPrompt({ method }: Settings): boolean {
+  return method === "prompt" || method === "ptuning-v2";
+}
+
+/**
+ * Tokens in a window: what is asked for, or as many as the model has positions for, up to 256.
+ *
+ * Throws a `UsageError` where the model has too few.
+ */
+export function windowLength(settings: Settings, { model }: Base): number {
+  const virtual = isPrompt(settings) ? settings.virtualTokens : 0;
+  const most = model.config.max_position_embeddings - virtual;
+  const seq = settings.seq ?? Math.min(256, most);
+  if (seq > most || most < 2) {
+    throw new UsageError(
+      `--seq must be from 2 to ${most}, got ${seq}: ${settings.model} has ` +
+        `${model.config.max_position_embeddings} positions` +
+        (virtual > 0 ? `, of which --virtual-tokens takes ${virtual}` : ""),
+    );
+  }
+  return seq;
+}
+
+/** Makes what the method trains the only thing that is. Prompts start from the tokens `start`. */
+export async function adapt(
+  { model, tokenizer }: Base,
+  settings: Settings,
+  start: readonly number[],
+): Promise<void> {
+  const { method, seed, target, virtualTokens } = settings;
+  const named = { base_model_name_or_path: settings.model, task_type: "CAUSAL_LM" };
+  const tokens = start.slice(0, virtualTokens);
+  manualSeed(seed);
+  switch (method) {
+    case "full":
+      model.unfreeze();
+      break;
+    case "lora":
+    case "dora":
+      inject(model, {
+        ...named,
+        r: settings.rank,
+        lora_alpha: settings.alpha,
+        target_modules: /^[\w.,-]+$/.test(target) && target !== "all-linear"
+          ? target.split(",")
+          : target,
+        use_dora: method === "dora",
+      });
+      break;
+    case "prompt":
+      await injectPrompt(model, {
+        ...named,
+        peft_type: "PROMPT_TUNING",
+        num_virtual_tokens: virtualTokens,
+        prompt_tuning_init: "TEXT",
+        prompt_tuning_init_text: tokenizer.decode(tokens),
+      }, { tokens });
+      break;
+    case "ptuning-v2":
+      // From the keys and values of the text.
+      await injectPrompt(model, {
+        ...named,
+        peft_type: "PREFIX_TUNING",
+        num_virtual_tokens: virtualTokens,
+      }, { tokens });
+  }
+}
+
+/** Writes what is trained: an adapter in PEFT's files, or the whole model with its tokenizer. */
+export async function saveResult(
+  { model, folder }: Base,
+  { method, out }: Settings,
+): Promise<void> {
+  if (method !== "full") return await saveAdapter(model, out);
+  await model.savePretrained(out);
+  await copyTokenizer(folder, out);
+}
