@@ -84,12 +84,12 @@ type Result<M, K extends string> = M extends { [P in K]: (...args: never) => inf
  * import { init, tensor } from "@graft/ml";
  * import { DistributedDataParallel, singleGroup } from "@graft/ml/dist";
  * import { Linear } from "@graft/ml/nn";
- * import { Sgd } from "@graft/ml/optim";
+ * import { SGD } from "@graft/ml/optim";
  *
  * await init({ device: "cpu" });
  * const group = singleGroup(); // in a program: await initProcessGroup()
  * const ddp = new DistributedDataParallel(new Linear(2, 1), group);
- * const optimizer = new Sgd(ddp.module.trainable(), { lr: 0.1 });
+ * const optimizer = new SGD(ddp.module.trainable(), { lr: 0.1 });
  * ddp.forward(tensor([[1, 2]])).square().sum().backward();
  * await optimizer.step();
  * optimizer.zeroGrad();
@@ -108,7 +108,7 @@ export class DistributedDataParallel<M extends ParallelModule> {
   readonly #unreduced = new Set<Variable>();
   readonly #stop: () => void;
   /** Buffers as they were when all ranks had them alike. */
-  #buffers = new Map<Variable, number>();
+  readonly #buffers = new Map<Variable, { readonly node: unknown; readonly version: number }>();
   #weight: number | Tensor | null = null;
   #sync = true;
   #step = 0;
@@ -225,7 +225,13 @@ export class DistributedDataParallel<M extends ParallelModule> {
       await throwDifference(this.group, what, lines, "");
     };
     this.#broadcast(named, agreed);
-    this.#buffers = new Map(this.#buffersNow().map(([, v]) => [v, v.version + 1]));
+    for (const [, buffer] of this.#buffersNow()) this.#remember(buffer);
+  }
+
+  /** Remembers the value that has just been assigned to `buffer`. */
+  #remember(buffer: Variable): void {
+    const node = this.#device.assignments.get(buffer);
+    this.#buffers.set(buffer, { node, version: buffer.version + 1 });
   }
 
   /** Records that `named` become what they are on rank 0. `first` runs before. */
@@ -266,13 +272,15 @@ export class DistributedDataParallel<M extends ParallelModule> {
 
   /** Records that buffers which a forward pass has assigned become those of rank 0. */
   #broadcastChanged(): void {
-    const changed = this.#buffersNow().filter(([, v]) =>
-      this.#device.assignments.has(v) || this.#buffers.get(v) !== v.version
-    );
+    const changed = this.#buffersNow().filter(([, v]) => {
+      const known = this.#buffers.get(v);
+      const pending = this.#device.assignments.get(v);
+      return pending ? pending !== known?.node : v.version !== known?.version;
+    });
     if (changed.length === 0) return;
     const label = `buffers of step ${this.#step}`;
     this.#broadcast(changed, () => this.group.barrier({ label }));
-    for (const [, v] of changed) this.#buffers.set(v, v.version + 1);
+    for (const [, buffer] of changed) this.#remember(buffer);
   }
 
   /** The hook of backward: turns this rank's gradients into those of all. */

@@ -30,14 +30,15 @@ export async function* joined<B extends JoinableBatch>(
   let ended = false;
   try {
     for (;;) {
-      const next = ended ? null : await iterator.next();
+      const next: IteratorResult<B> | null = ended ? null : await iterator.next();
       ended = next === null || next.done === true;
       const batch = next === null || next.done ? null : next.value;
       const shape = Int32Array.from(batch?.shape ?? [0, 0]);
       const [rows, length] = await group.allReduce(shape, { op: "max", label: "join" });
       if (rows === 0) return;
-      last = batch ?? ignored(last, rows, length);
-      yield last;
+      const mine: B = batch ?? ignored(last, rows, length);
+      last = mine;
+      yield mine;
     }
   } finally {
     if (!ended) await iterator.return?.();

@@ -4,6 +4,8 @@
  * @module
  */
 
+export type { Bucket, BucketEntry } from "./buckets.ts";
+export { DistributedDataParallel, type ParallelModule, type ParallelOptions } from "./ddp.ts";
 export type {
   AllReduceOptions,
   BroadcastOptions,
@@ -14,10 +16,14 @@ export type {
   Reducible,
   Transferable,
 } from "./group.ts";
+export type { GradientHook } from "./hooks.ts";
 export { type InitOptions, initProcessGroup } from "./init.ts";
 export { supervise, type SuperviseOptions } from "./launch.ts";
+export type { JoinableBatch } from "./join.ts";
 export { localGroups } from "./local/groups.ts";
 export { runLocal, type RunLocalOptions } from "./local/run.ts";
+export { reduceMetrics } from "./metrics.ts";
+export { rankGenerator } from "./random.ts";
 export { singleGroup } from "./single.ts";
 export { threadShare } from "./threads.ts";
 export { allGatherValues, broadcastValue } from "./values.ts";

@@ -1,0 +1,123 @@
+/**
+ * N ranks on shares of a batch are one device on the whole batch. Ranks of the same job stand in one
+ * thread here, or in threads and MPI processes of their own.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { type Device, init } from "@graft/ml";
+import { localGroups, type ParallelOptions, runLocal } from "@graft/ml/dist";
+import { type Job, type Outcome, trainRank } from "./ddp_train.ts";
+
+/** ‖a − b‖ / ‖b‖ */
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  assertEquals(a.length, b.length);
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < b.length; i++) {
+    difference += (a[i] - b[i]) ** 2;
+    norm += b[i] ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
+
+/** A job's ranks in this thread, each with one of `devices`. */
+async function train(
+  devices: readonly Device[],
+  job: Job,
+  options: ParallelOptions = {},
+): Promise<Outcome[]> {
+  const groups = localGroups(devices.length, { timeout: 60_000 });
+  return await Promise.all(groups.map((group, i) => trainRank(group, devices[i], job, options)));
+}
+
+/** What ranks have to come to, given what one device does. */
+function assertAlike(ranks: readonly Outcome[], one: Outcome, job: Job): void {
+  for (const { parameters, losses } of ranks) {
+    assertEquals(parameters, ranks[0].parameters, "ranks hold the same bits");
+    assertEquals(losses, ranks[0].losses);
+  }
+  const [{ gradients, parameters, losses }] = ranks;
+  const gradientDistance = distance(gradients, one.gradients);
+  assert(gradientDistance < 1e-6, `gradients differ by ${gradientDistance}`);
+  const parameterDistance = distance(parameters, one.parameters);
+  const most = job.optimizer === "sgd" ? 1e-6 : 1e-5;
+  assert(parameterDistance < most, `parameters differ by ${parameterDistance}`);
+  losses.forEach((loss, i) => {
+    assert(
+      Math.abs(loss - one.losses[i]) < 1e-5,
+      `step ${i}: ${loss}, one device ${one.losses[i]}`,
+    );
+  });
+  assert(losses.at(-1)! < losses[0] - 0.3, `it learns: ${losses}`);
+}
+
+async function withDevices(
+  kind: "cpu" | "webgpu",
+  count: number,
+  fn: (devices: readonly Device[]) => Promise<void>,
+): Promise<void> {
+  const devices: Device[] = [];
+  try {
+    for (let i = 0; i < count; i++) devices.push(await init({ device: kind, threads: 1 }));
+  } catch (error) {
+    if (kind === "cpu" || Deno.env.get("GRAFT_REQUIRE_WEBGPU") === "1") throw error;
+    console.log(`skipped: ${(error as Error).message}`);
+    return;
+  }
+  try {
+    await fn(devices);
+  } finally {
+    for (const device of devices) await device.close();
+  }
+}
+
+// Workers and the GPU outlive a test by a moment.
+const outliving = { sanitizeOps: false, sanitizeResources: false };
+
+const JOBS: Job[] = [
+  { method: "lora", optimizer: "adamw", steps: 30, rows: 4 },
+  { method: "full", optimizer: "sgd", steps: 30, rows: 4 },
+  { method: "full", optimizer: "adamw", steps: 30, rows: 4, checkpointing: true },
+  { method: "lora", optimizer: "sgd", steps: 30, rows: 8, accumulate: 2 },
+];
+
+for (const [kind, sizes] of [["cpu", [1, 2, 3, 4]], ["webgpu", [2]]] as const) {
+  for (const job of kind === "cpu" ? JOBS : JOBS.slice(0, 2)) {
+    const { method, optimizer, accumulate, checkpointing } = job;
+    const name = [
+      method,
+      optimizer,
+      ...accumulate ? ["accumulating"] : [],
+      ...checkpointing ? ["checkpointing"] : [],
+    ].join(", ");
+    Deno.test({
+      name: `ddp: ${sizes.join(", ")} ranks are one device: ${name} (${kind})`,
+      ...outliving,
+      fn: () =>
+        withDevices(kind, Math.max(...sizes), async (devices) => {
+          const [one] = await train(devices.slice(0, 1), job);
+          for (const size of sizes) {
+            const ranks = await train(devices.slice(0, size), job);
+            assertAlike(ranks, one, job);
+            if (size === 1) assertEquals(ranks[0], one, "alone, nothing is rounded");
+          }
+        }),
+    });
+  }
+}
+
+Deno.test({
+  name: "ddp: the same bits from run to run, and in threads of their own",
+  ...outliving,
+  fn: () =>
+    withDevices("cpu", 3, async (devices) => {
+      const [job] = JOBS;
+      const first = await train(devices, job);
+      assertEquals(await train(devices, job), first);
+      // The sum of a rank's shares does not depend on how they lie in buckets.
+      assertEquals(await train(devices, job, { bucketBytes: 1 }), first);
+      const module = new URL("./ddp_train.ts", import.meta.url);
+      const threads = await runLocal(module, { size: 3, args: ["cpu", job] });
+      assertEquals(threads, first);
+    }),
+});
