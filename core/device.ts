@@ -128,17 +128,19 @@ export class Device {
     for (const node of this.recorded) {
       if (node.consumers === 0 && this.#isOpen(node)) wanted.add(node);
     }
+    const assignments = [...this.assignments];
+    const order = collect({ results: [...wanted], assignments }, ++marks);
+    // A result of an earlier flush used again: it comes back by way of the host. Nothing is taken off
+    // the lists before, since others may flush meanwhile.
+    const earlier = order.filter((n) => n.value?.kind === "results");
+    if (earlier.length > 0) {
+      await Promise.all(earlier.map((n) => this.#toHost(n)));
+      return await this.evaluate(results);
+    }
     this.keeps.clear();
     this.recorded = [];
-    const assignments = [...this.assignments];
     this.assignments.clear();
     if (wanted.size === 0 && assignments.length === 0) return;
-
-    let order = collect({ results: [...wanted], assignments }, ++marks);
-    // A scalar of an earlier flush used again: it comes back by way of the host.
-    const earlier = order.filter((n) => n.value?.kind === "results");
-    if (earlier.length > 0) await Promise.all(earlier.map((n) => this.#toHost(n)));
-    if (earlier.length > 0) order = collect({ results: [...wanted], assignments }, ++marks);
     for (const node of order) {
       // Scalars are held, whoever consumed them: they are what people print.
       if (

@@ -200,3 +200,13 @@ forEachDevice("engine: empty tensors and zero-size reductions", async () => {
   assertEquals((await empty.add(1).data()).length, 0);
   assertEquals(await empty.sum(0).data(), new Float32Array([0, 0, 0]));
 });
+
+forEachDevice("engine: reads at the same time see what was assigned", async (device: Device) => {
+  const small = tensor([1, 2, 3]).add(1);
+  await device.flush(); // runs the small result, which the next plan takes from the host
+  const [a, b] = [new Variable(zeros([3])), new Variable(zeros([3]))];
+  a.assign(small.mul(2));
+  b.assign(small.mul(3));
+  const values = await Promise.all([a.data(), b.data()]);
+  assertEquals(values, [new Float32Array([4, 6, 8]), new Float32Array([6, 9, 12])]);
+});
