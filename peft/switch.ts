@@ -164,6 +164,11 @@ export function withRowAdapters<T>(model: Module, rows: readonly string[], fn: (
   checkNames("withRowAdapters", model, rows.filter((name) => name !== BASE));
   const prompts = model.modules().filter((m) => m instanceof PromptAdapters);
   const prompt = rows.find((name) => prompts.some((held) => held.adapters.has(name)));
+  if (prompt !== undefined) {
+    throw new TypeError(
+      `withRowAdapters: "${prompt}" is a soft prompt, which rows cannot differ in`,
+    );
+  }
   const active = prompts.flatMap((held) => held.active);
   if (active.some((name) => adaptedParts(model).some((part) => part.adapters.has(name)))) {
     throw new TypeError(
@@ -171,11 +176,6 @@ export function withRowAdapters<T>(model: Module, rows: readonly string[], fn: (
         active[0]
       }" is active and has its own copy of a module, ` +
         "which rows cannot differ in; switch it off with setActive()",
-    );
-  }
-  if (prompt !== undefined) {
-    throw new TypeError(
-      `withRowAdapters: "${prompt}" is a soft prompt, which rows cannot differ in`,
     );
   }
   return scoped(model, () => {

@@ -268,3 +268,25 @@ forEachDevice("peft: A starts uniform, B zero", async () => {
   );
   assert(distance < 1.63 / Math.sqrt(n), `${distance}`); // the 1 % level
 });
+
+Deno.test("peft: GPT-3 with r = 4 on q and v trains ten thousand times fewer parameters", async () => {
+  const device = await init({ device: "meta" });
+  const model = inject(
+    new LlamaForCausalLM({
+      vocab_size: 50257,
+      hidden_size: 12288,
+      intermediate_size: 32768, // three matrices of a gated layer: as many numbers as GPT-3's two
+      num_hidden_layers: 96,
+      num_attention_heads: 96,
+    }),
+    { r: 4, target_modules: ["q_proj", "v_proj"] },
+  );
+  const { trainable, total } = countParameters(model);
+  assertEquals(trainable, 96 * 2 * 4 * (12288 + 12288)); // 18.9 million
+  const gigabytes = (total - trainable) * 2 / 1e9, megabytes = trainable * 2 / 1e6;
+  assertEquals(Math.round(gigabytes / 10) * 10, 350); // the paper's 350 GB and 35 MB
+  assertEquals(Math.round(megabytes / 5) * 5, 40);
+  assertEquals(Math.round(Math.log10(total / trainable) * 10) / 10, 4);
+  await device.close();
+  useDevice(null);
+});
