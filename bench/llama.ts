@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Device, init, type Tensor, tensor, type Variable } from "@graft/ml";
+import { currentDevice, type Device, type Tensor, tensor, type Variable } from "@graft/ml";
 import { LlamaForCausalLM } from "@graft/ml/nn";
 import { AdamW } from "@graft/ml/optim";
 import { inject } from "@graft/ml/peft";
@@ -45,18 +45,18 @@ export interface Trainer {
   step(index: number): Promise<number>;
 }
 
-/** A Llama with random weights, trained with AdamW on the cpu backend: all of it, or LoRA on q, k, v, o. */
+/** A Llama with random weights, trained with AdamW on the current device: all of it, or LoRA on q, k, v, o. */
 export async function trainer(
   config: typeof SMALL,
   method: "lora" | "full",
   [batch, sequence]: readonly [batch: number, sequence: number],
-  threads?: number,
+  rank = 8,
 ): Promise<Trainer> {
-  const device = await init({ device: "cpu", threads });
+  const device = currentDevice();
   const model = new LlamaForCausalLM(config);
   const bytes = (): number => model.parameters().reduce((sum, p) => sum + 4 * p.size, 0);
   const base = bytes();
-  if (method === "lora") inject(model, { r: 8, lora_alpha: 16, target_modules: TARGETS });
+  if (method === "lora") inject(model, { r: rank, lora_alpha: 16, target_modules: TARGETS });
   await device.flush();
   const trained = model.trainable();
   const optimizer = new AdamW(trained, { lr: 1e-3 });

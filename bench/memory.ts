@@ -12,6 +12,7 @@
 
 import v8 from "node:v8";
 import vm from "node:vm";
+import { init } from "@graft/ml";
 import { parseArgs } from "@std/cli/parse-args";
 import { SMALL, STORIES_15M, trainer } from "./llama.ts";
 import { machine, mib, table } from "./report.ts";
@@ -24,6 +25,7 @@ function liveHeap(): number {
 }
 
 async function flat(steps: number, every: number): Promise<boolean> {
+  await init({ device: "cpu" });
   const { device, step } = await trainer(SMALL, "lora", [4, 64]);
   const rows: string[][] = [];
   let loss = 0;
@@ -83,6 +85,7 @@ async function saved(): Promise<boolean> {
   const beyond: number[] = [];
   const rows: string[][] = [];
   for (const method of ["full", "lora"] as const) {
+    await init({ device: "cpu" });
     const { device, trained, weights, added, step } = await trainer(
       STORIES_15M,
       method,

@@ -2,7 +2,7 @@
  * Where a training step spends its time in graft: kernels by label, and what the host does around
  * them.
  *
- *     deno run -A bench/profile.ts [--model gpt|stories15m] [--method full|lora] [--steps 20] [--threads N]
+ *     deno run -A bench/profile.ts [--model small|large|stories15m] [--method full|lora] [--steps 20] [--threads N]
  *
  * Every kernel runs as a program of its own here, so that each can be timed; the sum is somewhat more
  * than an ordinary step takes, which is printed beside it. A time is the least of the runs: what else
@@ -12,12 +12,13 @@
  */
 
 import process from "node:process";
+import { init } from "@graft/ml";
 import { parseArgs } from "@std/cli/parse-args";
 import type { Program, Run, Step } from "../core/kernel.ts";
 import { STORIES_15M, trainer } from "./llama.ts";
 import { machine, median, table } from "./report.ts";
-import { graft } from "./small_gpt/graft.ts";
-import type { Method } from "./small_gpt/spec.ts";
+import { graftGpt } from "./small_gpt/graft.ts";
+import { type GptName, GPTS, type Method } from "./small_gpt/spec.ts";
 
 /** Times of one kernel of the plan over all runs. */
 interface Timed {
@@ -39,7 +40,7 @@ const shown = (step: Step): string => {
 if (import.meta.main) {
   const flags = parseArgs(Deno.args, {
     string: ["model", "method", "steps", "threads"],
-    default: { model: "gpt", method: "lora", steps: "20" },
+    default: { model: "small", method: "lora", steps: "20" },
   });
   const count = Number(flags.steps);
   // With one thread the time that the process had is the measure: it counts nobody else's work.
@@ -51,10 +52,10 @@ if (import.meta.main) {
     : (): number => performance.now();
   const threads = flags.threads ? Number(flags.threads) : undefined;
   const method = flags.method as Method;
-  const side = flags.model === "gpt"
-    ? await graft(method, threads)
-    : await trainer(STORIES_15M, method, [4, 256], threads);
-  const { device } = side;
+  const device = await init({ device: "cpu", threads });
+  const side = flags.model === "small" || flags.model === "large"
+    ? await graftGpt(GPTS[flags.model as GptName], method)
+    : await trainer(STORIES_15M, method, [4, 256]);
   const backend = device.backend!;
 
   // Runs alternate between the whole plan and its kernels one by one, so that both meet the same machine.

@@ -45,3 +45,8 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
     row.map((cell, c) => c === 0 ? cell.padEnd(widths[c]) : cell.padStart(widths[c])).join("  ");
   return [line(head), widths.map((w) => "-".repeat(w)).join("  "), ...rows.map(line)].join("\n");
 }
+
+/** Processes that want to run, averaged over the last minute. */
+export function loadAverage(): number {
+  return Deno.loadavg()[0];
+}

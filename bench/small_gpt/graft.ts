@@ -4,32 +4,43 @@
  * @module
  */
 
-import { attention, init, linearCrossEntropy, type Tensor, tensor } from "@graft/ml";
+import { attention, linearCrossEntropy, type Tensor, tensor } from "@graft/ml";
 import { Embedding, LayerNorm, Linear, Module } from "@graft/ml/nn";
 import { AdamW } from "@graft/ml/optim";
 import { inject } from "@graft/ml/peft";
-import type { Device } from "../../core/mod.ts";
-import { batch, type Method, type Side, SPEC, weights } from "./spec.ts";
-
-const { layers, size, heads, sequence, vocabulary, epsilon, rank, scale } = SPEC;
+import { batch, type GptSizes, type Method, SPEC, weights } from "./spec.ts";
 
 class Attention extends Module {
-  c_attn: Linear = new Linear(size, 3 * size);
-  c_proj: Linear = new Linear(size, size);
+  c_attn: Linear;
+  c_proj: Linear;
+  readonly #heads: number;
+
+  constructor({ size, heads }: GptSizes) {
+    super();
+    this.c_attn = new Linear(size, 3 * size);
+    this.c_proj = new Linear(size, size);
+    this.#heads = heads;
+  }
 
   /** [B, T, D] -> [B, T, D] */
   forward(x: Tensor): Tensor {
-    const [b, t] = x.shape;
-    const [q, k, v] = this.c_attn.forward(x).split(size, -1)
-      .map((part) => part.reshape(b, t, heads, size / heads).permute(0, 2, 1, 3)); // [B, H, T, D/H]
+    const [b, t, size] = x.shape;
+    const [q, k, v] = this.c_attn.forward(x).split(size, -1) // [B, H, T, D/H]
+      .map((part) => part.reshape(b, t, this.#heads, size / this.#heads).permute(0, 2, 1, 3));
     const y = attention(q, k, v, { causal: true });
     return this.c_proj.forward(y.permute(0, 2, 1, 3).reshape(b, t, size));
   }
 }
 
 class Mlp extends Module {
-  c_fc: Linear = new Linear(size, 4 * size);
-  c_proj: Linear = new Linear(4 * size, size);
+  c_fc: Linear;
+  c_proj: Linear;
+
+  constructor({ size }: GptSizes) {
+    super();
+    this.c_fc = new Linear(size, 4 * size);
+    this.c_proj = new Linear(4 * size, size);
+  }
 
   /** [B, T, D] -> [B, T, D] */
   forward(x: Tensor): Tensor {
@@ -38,10 +49,18 @@ class Mlp extends Module {
 }
 
 class Block extends Module {
-  ln_1: LayerNorm = new LayerNorm(size, epsilon);
-  attn: Attention = new Attention();
-  ln_2: LayerNorm = new LayerNorm(size, epsilon);
-  mlp: Mlp = new Mlp();
+  ln_1: LayerNorm;
+  attn: Attention;
+  ln_2: LayerNorm;
+  mlp: Mlp;
+
+  constructor(sizes: GptSizes) {
+    super();
+    this.ln_1 = new LayerNorm(sizes.size, SPEC.epsilon);
+    this.attn = new Attention(sizes);
+    this.ln_2 = new LayerNorm(sizes.size, SPEC.epsilon);
+    this.mlp = new Mlp(sizes);
+  }
 
   /** [B, T, D] -> [B, T, D] */
   forward(x: Tensor): Tensor {
@@ -52,45 +71,51 @@ class Block extends Module {
 
 /** Decoder with learned positions and a tied head. */
 class SmallGpt extends Module {
-  wte: Embedding = new Embedding(vocabulary, size);
-  wpe: Embedding = new Embedding(sequence, size);
-  h: Block[] = Array.from({ length: layers }, () => new Block());
-  ln_f: LayerNorm = new LayerNorm(size, epsilon);
+  wte: Embedding;
+  wpe: Embedding;
+  h: Block[];
+  ln_f: LayerNorm;
+
+  constructor(sizes: GptSizes) {
+    super();
+    const { layers, size, sequence, vocabulary } = sizes;
+    this.wte = new Embedding(vocabulary, size);
+    this.wpe = new Embedding(sequence, size);
+    this.h = Array.from({ length: layers }, () => new Block(sizes));
+    this.ln_f = new LayerNorm(size, SPEC.epsilon);
+  }
 
   /** i32 [B, T] twice -> a scalar, in nats a token. */
   loss(inputs: Tensor, targets: Tensor): Tensor {
     let x = this.wte.forward(inputs).add(this.wpe.weight.slice(0, 0, inputs.shape[1]));
     for (const block of this.h) x = block.forward(x);
-    const hidden = this.ln_f.forward(x).reshape(-1, size); // [B T, D]
+    const hidden = this.ln_f.forward(x).reshape(-1, x.shape[2]); // [B T, D]
     return linearCrossEntropy(hidden, this.wte.weight, targets.flatten());
   }
 }
 
-/** Opens the side; `device` is there for profiles. */
-export async function graft(
+/** The GPT in training, on the current device. */
+export async function graftGpt(
+  sizes: GptSizes,
   method: Method,
-  threads?: number,
-): Promise<Side & { readonly device: Device }> {
-  const device = await init({ device: "cpu", threads });
-  const model = new SmallGpt();
+): Promise<{ step(index: number): Promise<number> }> {
+  const model = new SmallGpt(sizes);
+  const { rank, scale, lr, betas, adamEpsilon: eps, weightDecay } = SPEC;
   if (method === "lora") {
     inject(model, { r: rank, lora_alpha: scale * rank, target_modules: ["c_attn"] });
   }
-  const given = weights(method);
+  const given = weights(sizes, method);
   for (const [path, parameter] of model.namedParameters()) {
     const name = path.replace(/\.adapters\.default\.(lora_[AB])\.weight$/, ".$1");
     const weight = given.get(name);
     if (!weight) throw new Error(`the bench has no weight for ${path}`);
     await parameter.write(weight.data);
   }
-  const { lr, betas, adamEpsilon: eps, weightDecay } = SPEC;
   const optimizer = new AdamW(model.trainable(), { lr, betas, eps, weightDecay });
-  const shape = [SPEC.batch, sequence];
+  const shape = [sizes.batch, sizes.sequence];
   return {
-    name: `graft, ${device.description}`,
-    device,
     async step(index: number): Promise<number> {
-      const { inputs, targets } = batch(index);
+      const { inputs, targets } = batch(sizes, index);
       const loss = model.loss(tensor(inputs, { shape }), tensor(targets, { shape }));
       loss.backward();
       await optimizer.step();

@@ -1,5 +1,5 @@
 /**
- * What both sides of the comparison build from: the same model, weights and batches.
+ * What all sides of the comparison build from: the same models, weights and batches.
  *
  * @module
  */
@@ -7,14 +7,27 @@
 /** What is trained: all weights, or LoRA on the fused query, key and value projection. */
 export type Method = "full" | "lora";
 
-/** Sizes and settings of the small GPT. */
+/** Sizes of a GPT. */
+export interface GptSizes {
+  readonly layers: number;
+  readonly size: number;
+  readonly heads: number;
+  readonly sequence: number;
+  readonly batch: number;
+  readonly vocabulary: number;
+}
+
+/** The two GPTs. */
+export const GPTS: Readonly<Record<"small" | "large", GptSizes>> = {
+  small: { layers: 4, size: 128, heads: 4, sequence: 128, batch: 8, vocabulary: 256 },
+  large: { layers: 6, size: 384, heads: 6, sequence: 256, batch: 4, vocabulary: 4096 },
+};
+
+/** The name of a GPT. */
+export type GptName = keyof typeof GPTS;
+
+/** Settings both share. */
 export const SPEC = {
-  layers: 4,
-  size: 128,
-  heads: 4,
-  sequence: 128,
-  batch: 8,
-  vocabulary: 256,
   rank: 8,
   /** LoRA's α / r. */
   scale: 2,
@@ -49,13 +62,15 @@ function uniformSource(seed: number): () => number {
 }
 
 /** All weights by name, those of LoRA too: N(0, 0.02), norms 1 and 0, LoRA's B 0. */
-export function weights(method: Method): Map<string, Weight> {
-  const { layers, size, sequence, vocabulary, rank } = SPEC;
+export function weights(sizes: GptSizes, method: Method): Map<string, Weight> {
+  const { layers, size, sequence, vocabulary } = sizes;
+  const { rank } = SPEC;
   const uniform = uniformSource(2463534242);
   const made = new Map<string, Weight>();
   const put = (name: string, shape: number[], value: () => number): void => {
-    const count = shape.reduce((a, b) => a * b);
-    made.set(name, { shape, data: Float32Array.from({ length: count }, value) });
+    const data = new Float32Array(shape.reduce((a, b) => a * b));
+    for (let i = 0; i < data.length; i++) data[i] = value();
+    made.set(name, { shape, data });
   };
   const normal = (std: number) => (): number =>
     std * Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
@@ -89,12 +104,17 @@ export function weights(method: Method): Map<string, Weight> {
   return made;
 }
 
+/** Whether `method` trains the weight of this name. */
+export function trains(method: Method, name: string): boolean {
+  return method === "full" || name.includes("lora_");
+}
+
 /**
  * Batch number `step`. Three tokens in four follow from the one before, so that there is something to
  * learn and the losses that are compared are not all alike.
  */
-export function batch(step: number): Batch {
-  const { batch, sequence, vocabulary } = SPEC;
+export function batch(sizes: GptSizes, step: number): Batch {
+  const { batch, sequence, vocabulary } = sizes;
   const uniform = uniformSource(88675123 + 7919 * step);
   const inputs = new Int32Array(batch * sequence);
   const targets = new Int32Array(batch * sequence);
@@ -107,12 +127,4 @@ export function batch(step: number): Batch {
     }
   }
   return { inputs, targets };
-}
-
-/** One side of the comparison: a model that takes training steps. */
-export interface Side {
-  /** Library, version, what it runs on. */
-  readonly name: string;
-  /** Takes step number `index` and gives its loss. */
-  step(index: number): Promise<number>;
 }

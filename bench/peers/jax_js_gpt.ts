@@ -1,25 +1,15 @@
-// deno-lint-ignore-file no-import-prefix -- a peer is no dependency of the project
 /**
  * The small GPT in jax-js: the whole step, AdamW included, is one `jit`.
  *
  * @module
  */
 
-import {
-  blockUntilReady,
-  defaultDevice,
-  init,
-  jit,
-  nn,
-  numpy as np,
-  tree,
-  valueAndGrad,
-} from "npm:@jax-js/jax@0.1.25";
-import { batch, type Method, type Side, SPEC, weights } from "./spec.ts";
+import { blockUntilReady, jit, nn, numpy as np, tree, valueAndGrad } from "@jax-js/jax";
+import { batch, type GptSizes, type Method, SPEC, trains, weights } from "../small_gpt/spec.ts";
 
 type Weights = { [name: string]: np.Array };
 
-const { layers, size, heads, sequence, vocabulary, epsilon, scale } = SPEC;
+const { epsilon, scale } = SPEC;
 
 // jax-js counts references: a function takes its arguments over, `.ref` is one more.
 
@@ -33,8 +23,12 @@ function linear(x: np.Array, w: Weights, name: string): np.Array {
   return np.matmul(x, w[`${name}.weight`].ref.transpose()).add(w[`${name}.bias`].ref);
 }
 
-function loss(trained: Weights, frozen: Weights, inputs: np.Array, targets: np.Array): np.Array {
-  const w = { ...trained, ...frozen };
+function loss(
+  { layers, size, heads, sequence, vocabulary }: GptSizes,
+  w: Weights,
+  inputs: np.Array,
+  targets: np.Array,
+): np.Array {
   const rows = inputs.shape[0];
   const [b, t] = [rows / sequence, sequence];
   // The gradient of `np.take` is a scatter, which `jit` refuses: a product with ones and zeros instead.
@@ -64,22 +58,24 @@ function loss(trained: Weights, frozen: Weights, inputs: np.Array, targets: np.A
 
 type State = { trained: Weights; first: Weights; second: Weights };
 
-/** Opens the side. */
-export async function jaxJs(method: Method): Promise<Side> {
-  await init("wasm");
-  defaultDevice("wasm");
+/** The GPT in training, on the default device. */
+export function jaxJsGpt(
+  sizes: GptSizes,
+  method: Method,
+): { step(index: number): Promise<number> } {
   const trained: Weights = {};
   const frozen: Weights = {};
   const first: Weights = {};
   const second: Weights = {};
-  for (const [name, { shape, data }] of weights(method)) {
-    const trains = method === "full" || name.includes("lora_");
-    (trains ? trained : frozen)[name] = np.array(data).reshape([...shape]);
-    if (!trains) continue;
+  for (const [name, { shape, data }] of weights(sizes, method)) {
+    (trains(method, name) ? trained : frozen)[name] = np.array(data).reshape([...shape]);
+    if (!trains(method, name)) continue;
     first[name] = np.zeros([...shape]);
     second[name] = np.zeros([...shape]);
   }
   const { lr, betas: [beta1, beta2], adamEpsilon, weightDecay } = SPEC;
+  const lossOf = (trained: Weights, frozen: Weights, inputs: np.Array, targets: np.Array) =>
+    loss(sizes, { ...trained, ...frozen }, inputs, targets);
 
   const update = jit((
     state: State,
@@ -92,7 +88,7 @@ export async function jaxJs(method: Method): Promise<Side> {
     const { trained, first, second } = state;
     // Gradients of frozen weights are asked for, and thrown away by the caller: with them among its
     // results `jit` fuses less, computes less twice, and takes half as long as without.
-    const [value, [gradients, unused]] = valueAndGrad(loss, { argnums: [0, 1] })(
+    const [value, [gradients, unused]] = valueAndGrad(lossOf, { argnums: [0, 1] })(
       tree.ref(trained),
       frozen,
       inputs,
@@ -116,9 +112,8 @@ export async function jaxJs(method: Method): Promise<Side> {
 
   let state: State = { trained, first, second };
   return {
-    name: "jax-js 0.1.25, wasm",
     async step(index: number): Promise<number> {
-      const { inputs, targets } = batch(index);
+      const { inputs, targets } = batch(sizes, index);
       const [value, next, unused] = update(
         state,
         tree.ref(frozen),
