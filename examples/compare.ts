@@ -6,6 +6,7 @@
  * when the same command is given again.
  */
 
+import { checkpointProgress } from "@graft/ml/optim";
 import { writeWhole } from "./charts.ts";
 import {
   type CompareRun,
@@ -93,7 +94,10 @@ async function runOnce(settings: Settings, log: Progress): Promise<CompareRun | 
   const file = `${out}/run.json`;
   await Deno.mkdir(out, { recursive: true });
   await writeWhole(file, JSON.stringify({ settings }));
-  const resume = await Deno.stat(checkpointOf(out)).then(() => true, () => false);
+  const at = await checkpointProgress(checkpointOf(out)).catch(() => null) as
+    | { step: number }
+    | null;
+  const resume = at !== null && at.step < settings.steps;
   let run: CompareRun;
   try {
     const { stopped, base, last, trainable, total, peakBytes, seconds } = await train(

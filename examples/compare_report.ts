@@ -181,8 +181,9 @@ function reasons(comparison: Comparison, behind: Run, ahead: Run): string {
 }
 
 /** Whether a run's learning rate is at an end of those that were tried. */
-function edgeOf({ runs }: Comparison, { method, lr }: Run): "lowest" | "highest" | null {
+function edgeOf({ runs }: Comparison, { method, lr }: Run): string | null {
   const tried = runs.filter((run) => run.method === method).map((run) => run.lr);
+  if (tried.length === 1) return "only one";
   if (lr === Math.max(...tried)) return "highest";
   return lr === Math.min(...tried) ? "lowest" : null;
 }
