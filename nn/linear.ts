@@ -6,6 +6,7 @@
 
 import { normal, type Tensor, uniform, zeros } from "../core/mod.ts";
 import { Module, Parameter } from "./module.ts";
+import { layerProduct } from "./quantized.ts";
 
 /** Options of {@linkcode Linear}. */
 export interface LinearOptions {
@@ -67,7 +68,7 @@ export class Linear extends Module {
         `Linear: needs [..., ${this.inFeatures}], got [${x.shape.join(", ")}]`,
       );
     }
-    const y = x.matmul(this.weight.transpose());
+    const y = layerProduct(x, this.weight);
     return this.bias ? y.add(this.bias) : y;
   }
 
@@ -133,6 +134,6 @@ export class Conv1D extends Module {
         `Conv1D: needs [..., ${this.inFeatures}], got [${x.shape.join(", ")}]`,
       );
     }
-    return x.matmul(this.weight).add(this.bias);
+    return layerProduct(x, this.weight, true).add(this.bias);
   }
 }

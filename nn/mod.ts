@@ -116,7 +116,10 @@ export {
   Parameter,
   type ParameterOptions,
   replaceModule,
+  tiedParameters,
 } from "./module.ts";
 export * from "./norm.ts";
+export { dequantize, quantize, type QuantizeOptions } from "./quantize.ts";
+export { layerProduct, QuantizedParameter, type QuantizedParameterOptions } from "./quantized.ts";
 export * from "./sampling.ts";
 export type { HostTensor } from "./state.ts";

@@ -12,13 +12,19 @@ import { checkKeys, type HostTensor, hostValues, safetensorsInput, writeHost } f
 export interface ParameterOptions {
   /** Whether it is trained. Default true. */
   readonly requiresGrad?: boolean;
+  /**
+   * Whether a subclass computes the value from other variables: then it has no memory of its own.
+   *
+   * @internal
+   */
+  readonly computed?: boolean;
 }
 
 /** A variable that a module learns: what an optimizer is given. */
 export class Parameter<D extends DType = DType> extends Variable<D> {
   /** A parameter that starts as `value`. */
   constructor(value: Tensor<D>, options: ParameterOptions = {}) {
-    super(value, { requiresGrad: options.requiresGrad ?? true });
+    super(value, { ...options, requiresGrad: options.requiresGrad ?? true });
   }
 }
 
@@ -116,17 +122,28 @@ export abstract class Module {
     return this.#require(false, pattern);
   }
 
-  /** Lets the parameters whose path matches `pattern` (default: all) be trained. */
+  /**
+   * Lets the parameters whose path matches `pattern` (default: all) be trained.
+   *
+   * Throws a `TypeError`, and changes nothing, where one of them is held in packed form.
+   */
   unfreeze(pattern?: RegExp): this {
     return this.#require(true, pattern);
   }
 
   #require(requiresGrad: boolean, pattern?: RegExp): this {
-    for (const [name, variable] of variablesOf(this, true)) {
-      // `search` leaves the state of a global pattern alone.
-      if (variable instanceof Parameter && (!pattern || name.search(pattern) >= 0)) {
+    const before: [Parameter, boolean][] = [];
+    try {
+      for (const [name, variable] of variablesOf(this, true)) {
+        // `search` leaves the state of a global pattern alone.
+        if (!(variable instanceof Parameter) || (pattern && name.search(pattern) < 0)) continue;
+        before.push([variable, variable.requiresGrad]);
+        variable.name ??= name;
         variable.requiresGrad = requiresGrad;
       }
+    } catch (error) {
+      for (const [parameter, was] of before) parameter.requiresGrad = was;
+      throw error;
     }
     return this;
   }
@@ -273,6 +290,19 @@ export function replaceModule(root: Module, path: string, module: Module): void 
   }
   if (at instanceof Map) at.set(last, module);
   else at[last] = module;
+}
+
+/** The parameters that stand in several places: tied weights. */
+export function tiedParameters(root: Module): Set<Parameter> {
+  const seen = new Set<Parameter>(), tied = new Set<Parameter>();
+  for (const module of root.modules()) {
+    for (const value of Object.values(module)) {
+      if (!(value instanceof Parameter)) continue;
+      if (seen.has(value)) tied.add(value);
+      seen.add(value);
+    }
+  }
+  return tied;
 }
 
 function joined(prefix: string, name: string): string {

@@ -47,3 +47,23 @@ export const nf4: PointwiseFunction = pointwise({
   output: "f32",
   cost: 24,
 });
+
+/** Between each two neighbours of {@linkcode NF4}: a number above it is nearer to the upper one. */
+const BETWEEN: readonly number[] = NF4.slice(1).map((v, i) => Math.fround((NF4[i] + v) / 2));
+
+/** The 4-bit code whose value is nearest to x / scale; the lower of two that are equally near. */
+export const nf4Code: PointwiseFunction = pointwise({
+  name: "nf4 code",
+  // Compared with scaled bounds: products round the same everywhere, which quotients do not.
+  expr: ([x, scale]) =>
+    BETWEEN
+      .map((bound) => apply("gt", x, apply("mul", scale, constant("f32", bound))))
+      .map((above) => select(above, constant("u32", 1), constant("u32", 0)))
+      .reduce((sum, one) => apply("add", sum, one)),
+  gradient: null,
+  reference: (x, scale) => BETWEEN.filter((bound) => x > Math.fround(scale * bound)).length,
+  domain: [[-1, 1], [0.5, 1]],
+  dtypes: ["f32"],
+  output: "u32",
+  cost: 60,
+});

@@ -263,6 +263,11 @@ export const v128 = {
       ...vec(0x0d),
       ...indices.flatMap((i) => [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3]),
     ]),
+  /** Bytes `indices` of `a` (0 to 15) and `b` (16 to 31). */
+  shuffle_bytes: (a: Code, b: Code, indices: readonly number[]): Code =>
+    new Code("v128", [...a.bytes, ...b.bytes, ...vec(0x0d), ...indices]),
+  /** Byte i is byte `indices[i]` of `table`; 0 where that is above 15. */
+  swizzle: vBin(0x0e) as Binary,
 };
 
 /** Instructions on four i32 lanes. */
@@ -297,12 +302,20 @@ export const i32x4 = {
   max_s: vBin(0xb8) as Binary,
   max_u: vBin(0xb9) as Binary,
   extend_low_i16x8_u: vUn(0xa9) as Unary,
+  extend_low_i16x8_s: vUn(0xa7) as Unary,
+  extend_high_i16x8_s: vUn(0xa8) as Unary,
   trunc_sat_f32x4_s: vUn(0xf8) as Unary,
   trunc_sat_f32x4_u: vUn(0xf9) as Unary,
   trunc_sat_f64x2_s_zero: vUn(0xfc) as Unary,
   trunc_sat_f64x2_u_zero: vUn(0xfd) as Unary,
   /** Packs the low halves' saturated values; here lanes already fit in 16 bits. */
   narrow_u: vBin(0x86) as Binary,
+};
+
+/** Instructions on eight i16 lanes. */
+export const i16x8 = {
+  extend_low_i8x16_s: vUn(0x87) as Unary,
+  extend_high_i8x16_s: vUn(0x88) as Unary,
 };
 
 /** Instructions on four f32 lanes. */

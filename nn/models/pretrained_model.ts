@@ -4,11 +4,12 @@
  * @module
  */
 
-import { normal, zeros } from "../../core/mod.ts";
+import { normal, type QuantizedFormat, zeros } from "../../core/mod.ts";
 import { writeAtomically } from "../../core/files.ts";
 import { Embedding } from "../embedding.ts";
 import { Conv1D, Linear } from "../linear.ts";
 import { Module } from "../module.ts";
+import { makePacked, type QuantizeOptions } from "../quantize.ts";
 import { KeysError } from "../state.ts";
 import {
   type ConfigFile,
@@ -53,6 +54,11 @@ export interface PretrainedOptions {
    * classifier. Default false.
    */
   readonly newHead?: boolean;
+  /**
+   * Packs the weights of linear layers as they are read, as `quantize` does afterwards: a format, or
+   * all its options. The floats of all layers are never there at once. Default: they stay floats.
+   */
+  readonly quantize?: QuantizedFormat | QuantizeOptions;
 }
 
 /** Base of the models in this folder. Their fields have Hugging Face's names: a path is a key. */
@@ -94,7 +100,8 @@ export abstract class PretrainedModel extends Module {
     this.pretrained.checkConfig(config, file.path);
     const { paths, keys } = await weightFiles(folder);
     const model = new this(config as never);
-    const { newHead = false } = options;
+    const { newHead = false, quantize } = options;
+    if (quantize) makePacked(model, typeof quantize === "string" ? { format: quantize } : quantize);
     const rename = renaming(this.pretrained, model, keys, newHead);
     const { base, optional } = this.pretrained;
     const inHead = (key: string): boolean =>
