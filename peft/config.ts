@@ -4,6 +4,14 @@
  * @module
  */
 
+/** Settings of the start "loftq", by PEFT's names. */
+export interface LoftqConfig {
+  /** Bits of the base: 4 (NF4) or 8. Default 4. */
+  readonly loftq_bits?: number;
+  /** How often packing and the low-rank part are fitted to each other. Default 1. */
+  readonly loftq_iter?: number;
+}
+
 /** Settings of a LoRA adapter, by PEFT's names. */
 export interface LoraConfig {
   /** Rank: the inner size of the two matrices. Default 8. */
@@ -32,10 +40,12 @@ export interface LoraConfig {
   readonly use_rslora?: boolean;
   /**
    * How A and B start. true: A kaiming-uniform, B zero. false: both random. "gaussian": A normal with
-   * deviation 1 / r, B zero. "orthogonal": both random with B A = 0. "pissa" and "olora": from the
-   * weight, see `injectFromBase`. Default true.
+   * deviation 1 / r, B zero. "orthogonal": both random with B A = 0. "pissa", "olora" and "loftq": from
+   * the weight, see `injectFromBase`. Default true.
    */
   readonly init_lora_weights?: boolean | string;
+  /** How "loftq" packs the base. Default: 4 bits, 1 iteration. */
+  readonly loftq_config?: LoftqConfig;
   /** Whether the direction and the length of each row are learned apart (DoRA). Default false. */
   readonly use_dora?: boolean;
   /** Whether B has a bias. Default false. */
@@ -71,6 +81,7 @@ export type ResolvedLoraConfig =
       | "alpha_pattern"
       | "use_rslora"
       | "init_lora_weights"
+      | "loftq_config"
       | "use_dora"
       | "lora_bias"
       | "bias"
@@ -142,7 +153,7 @@ const NOT_BUILT: readonly string[] = [
 ];
 
 /** The starts that have names. */
-const STARTS = /^(gaussian|orthogonal|olora|pissa(_niter_[1-9]\d*)?)$/;
+const STARTS = /^(gaussian|orthogonal|olora|loftq|pissa(_niter_[1-9]\d*)?)$/;
 
 /** All ranks that a configuration names. */
 function ranks(all: Record<string, unknown>): number[] {
@@ -231,15 +242,34 @@ export function resolveLoraConfig(
   need(
     "init_lora_weights",
     typeof init === "boolean" || STARTS.test(String(init)),
-    'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_[number]" or "olora" (the others, ' +
-      "such as loftq and eva, are not built)",
+    'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_[number]", "olora" or "loftq" ' +
+      '("eva" and "corda", which take directions from data, are not built: "pissa" takes those of ' +
+      "the weight)",
   );
   need(
     "init_lora_weights",
     init !== "orthogonal" || ranks(all).every((r) => r % 2 === 0),
     '"orthogonal" only with even ranks',
   );
+  if (init === "loftq") all.loftq_config = resolveLoftq(all.loftq_config, source);
   return all as unknown as ResolvedLoraConfig;
+}
+
+function resolveLoftq(given: unknown, source: string): LoftqConfig {
+  const config = { loftq_bits: 4, loftq_iter: 1, ...given as LoftqConfig };
+  if (config.loftq_bits !== 4 && config.loftq_bits !== 8) {
+    throw new RangeError(
+      `${source}: loftq_config: loftq_bits must be 4 or 8, is ${JSON.stringify(config.loftq_bits)}`,
+    );
+  }
+  if (!(Number.isInteger(config.loftq_iter) && config.loftq_iter >= 1)) {
+    throw new RangeError(
+      `${source}: loftq_config: loftq_iter must be a whole number from 1 on, is ${
+        JSON.stringify(config.loftq_iter)
+      }`,
+    );
+  }
+  return config;
 }
 
 /** The text of `adapter_config.json`: keys sorted, two spaces, as Python's `json.dumps` writes it. */

@@ -6,7 +6,7 @@
  */
 
 import { embedding, noGrad, type Tensor, type Variable } from "../core/mod.ts";
-import { Conv1D, Embedding, Linear, type Module } from "../nn/mod.ts";
+import { Conv1D, Embedding, layerProduct, Linear, type Module } from "../nn/mod.ts";
 import {
   as,
   type LoraAdapter,
@@ -30,7 +30,7 @@ export interface Adapted {
 export interface Merged {
   /** Names of the adapters that are in. */
   readonly names: readonly string[];
-  /** W + ΔW, as the layer holds its weight. */
+  /** W + ΔW, as the layer holds its weight; packed where W is. */
   readonly weight: Variable;
   /** What is added to the bias, or null. */
   readonly bias: Variable | null;
@@ -62,7 +62,7 @@ export class LoraLinear extends Linear implements Adapted, PairBase {
   /** [..., in] -> [..., out]: the layer's output and what its adapters add. */
   override forward(x: Tensor): Tensor {
     return forwardAdapted(this, x, () => super.forward(x), (weight) => {
-      const y = x.matmul(weight.transpose());
+      const y = layerProduct(x, weight);
       return this.bias ? y.add(this.bias) : y;
     });
   }
@@ -73,7 +73,7 @@ export class LoraLinear extends Linear implements Adapted, PairBase {
   }
   /** [..., in] -> [..., out], without the bias. */
   product(x: Tensor): Tensor {
-    return as(x, this.weight.dtype).matmul(this.weight.transpose());
+    return layerProduct(as(x, this.weight.dtype), this.weight);
   }
   /** A plain layer with the same weight and bias, or others. */
   plain(weight: Linear["weight"] = this.weight, bias: Linear["bias"] = this.bias): Linear {
@@ -104,7 +104,7 @@ export class LoraConv1D extends Conv1D implements Adapted, PairBase {
   /** [..., in] -> [..., out]: the layer's output and what its adapters add. */
   override forward(x: Tensor): Tensor {
     return forwardAdapted(this, x, () => super.forward(x), (weight) => {
-      return x.matmul(weight).add(this.bias);
+      return layerProduct(x, weight, true).add(this.bias);
     });
   }
 
@@ -114,7 +114,7 @@ export class LoraConv1D extends Conv1D implements Adapted, PairBase {
   }
   /** [..., in] -> [..., out], without the bias. */
   product(x: Tensor): Tensor {
-    return as(x, this.weight.dtype).matmul(this.weight);
+    return layerProduct(as(x, this.weight.dtype), this.weight, true);
   }
   /** A plain layer with the same weight and bias, or others. */
   plain(weight: Conv1D["weight"] = this.weight, bias: Conv1D["bias"] = this.bias): Conv1D {

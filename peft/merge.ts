@@ -4,8 +4,8 @@
  * @module
  */
 
-import { noGrad, read, type Tensor, Variable } from "../core/mod.ts";
-import { type Module, Parameter } from "../nn/mod.ts";
+import { noGrad, type QuantizedFormat, read, type Tensor, Variable } from "../core/mod.ts";
+import { type Module, Parameter, QuantizedParameter, tiedParameters } from "../nn/mod.ts";
 import { LoraConv1D, LoraEmbedding, type LoraLayer, mergedValues } from "./layers.ts";
 import { takePlace, unload } from "./lora.ts";
 import { baseParameter, ownOf, setParameter } from "./own.ts";
@@ -17,8 +17,22 @@ import { baseModules } from "./target.ts";
 export interface MergeOptions {
   /** Names of the adapters to merge, which become the active ones. Default: those that are active. */
   readonly adapters?: readonly string[];
-  /** Told that there is nothing to do. Default `console.warn`. */
+  /** Told that there is nothing to do, or what rounding cost. Default `console.warn`. */
   readonly warn?: (message: string) => void;
+  /** Told what rounding cost in each layer whose weight is packed, in place of `warn`. */
+  readonly rounded?: (layers: readonly MergeRounding[]) => void;
+}
+
+/** What was lost where a merged weight was packed again, since that of the base is packed. */
+export interface MergeRounding {
+  /** Path of the layer. */
+  readonly path: string;
+  /** What the weight is packed in. */
+  readonly format: QuantizedFormat;
+  /** ‖rounded - merged‖ / ‖merged‖, of the weights. */
+  readonly weight: number;
+  /** ‖rounded - merged‖ / ‖ΔW‖: from 1 on, rounding hides what the adapter adds. */
+  readonly delta: number;
 }
 
 /**
@@ -26,6 +40,9 @@ export interface MergeOptions {
  * active ones. The base's weights stay beside the merged ones, which costs their memory again:
  * {@linkcode unmerge} is exact, and `withoutAdapters` and `setActive` work as before. A merged model
  * that is merged again is left as it is, with a warning.
+ *
+ * Over a packed weight the sum is packed again, so that it costs no more than the base; what rounding
+ * loses is told. To lose nothing, make the base floats first: `dequantize(model)`.
  *
  * Throws an `Error` that names the layers whose merged weight is not finite; then the model is as it was.
  *
@@ -61,17 +78,15 @@ export async function merge<M extends Module>(model: M, options: MergeOptions = 
   setActive(model, ...names);
   const computed: [LoraLayer, { weight: Variable; bias: Variable | null }][] = [];
   try {
-    const checks: [string, Tensor][] = [];
+    const checks: Check[] = [];
     for (const [path, layer] of loraLayers(model)) {
       const values = mergedValues(layer, layer.active);
       if (!values) continue;
-      const weight = new Variable(values.weight);
-      const bias = values.bias && new Variable(values.bias);
-      computed.push([layer, { weight, bias }]);
-      checks.push([path, badCount(weight)]);
-      if (bias) checks.push([path, badCount(bias)]);
+      checks.push(checkOf(path, layer, values));
+      const weight = heldAs(layer.weight, values.weight);
+      computed.push([layer, { weight, bias: values.bias && new Variable(values.bias) }]);
     }
-    await refuse(checks);
+    await refuse(checks, options);
   } catch (error) {
     setActive(model, ...before);
     throw error;
@@ -89,7 +104,8 @@ export function unmerge<M extends Module>(model: M): M {
 /**
  * Adds the active adapters to the weights and takes all adapters away: the model computes what it did
  * before, at the base's speed. Weights are overwritten; one that is tied to another layer's is copied
- * first. Own copies of modules and biases take the place of the base's.
+ * first. Own copies of modules and biases take the place of the base's. A packed weight is packed again,
+ * as {@linkcode merge} does it: to lose nothing, call `dequantize(model)` first.
  *
  * Throws an `Error` that names the layers whose merged weight would not be finite; then the model is as
  * it was.
@@ -109,25 +125,19 @@ export async function mergeAndUnload<M extends Module>(
   }
   setActive(model, ...names);
   try {
-    const checks: [string, Tensor][] = [];
+    const checks: Check[] = [];
     for (const [path, layer] of loraLayers(model)) {
       const values = mergedValues(layer, layer.active);
-      if (values) checks.push([path, badCount(values.weight)]);
-      if (values?.bias) checks.push([path, badCount(values.bias)]);
+      if (values) checks.push(checkOf(path, layer, values));
     }
-    await refuse(checks);
+    await refuse(checks, options);
   } catch (error) {
     setActive(model, ...before);
     throw error;
   }
-  const holders = new Map<Parameter, number>();
-  for (const module of model.modules()) {
-    for (const value of Object.values(module)) {
-      if (value instanceof Parameter) holders.set(value, (holders.get(value) ?? 0) + 1);
-    }
-  }
+  const tied = tiedParameters(model);
   const changed = (parameter: Parameter, value: Tensor): Parameter => {
-    if ((holders.get(parameter) ?? 0) <= 1) {
+    if (!tied.has(parameter)) {
       parameter.assign(value);
       return parameter;
     }
@@ -176,14 +186,79 @@ function badCount(x: Tensor): Tensor {
   return noGrad(() => x.isnan().or(x.abs().gt(3.4028234e38)).to("f32").sum());
 }
 
-async function refuse(checks: readonly [string, Tensor][]): Promise<void> {
+/** A variable with `value` in the form in which `weight` is held. */
+function heldAs(weight: Variable, value: Tensor): Variable {
+  if (!(weight instanceof QuantizedParameter)) return new Variable(value);
+  const { matrix: { format, block }, turned } = weight;
+  return QuantizedParameter.from(value, { format, blockSize: block, turned });
+}
+
+/** What is computed of a layer's merged values before they are used. */
+interface Check {
+  readonly path: string;
+  /** How many of them are not finite. */
+  readonly bad: Tensor;
+  /** Of a packed weight: Σ of squares of the rounding, of the merged weight, and of ΔW. */
+  readonly rounding: { readonly format: QuantizedFormat; readonly sums: Tensor[] } | null;
+}
+
+function checkOf(
+  path: string,
+  { weight }: LoraLayer,
+  values: { weight: Tensor; bias: Tensor | null },
+): Check {
+  const bad = badCount(values.weight);
+  return noGrad(() => ({
+    path,
+    bad: values.bias ? bad.add(badCount(values.bias)) : bad,
+    rounding: weight instanceof QuantizedParameter
+      ? {
+        format: weight.matrix.format,
+        sums: [
+          weight.round(values.weight).sub(values.weight),
+          values.weight,
+          values.weight.sub(weight),
+        ].map((x) => x.square().sum()),
+      }
+      : null,
+  }));
+}
+
+/** Throws where merged values are not finite; else tells what rounding costs. */
+async function refuse(checks: readonly Check[], options: MergeOptions): Promise<void> {
   if (checks.length === 0) return;
-  const counts = await read(...checks.map(([, count]) => count));
-  const bad = new Set(checks.flatMap(([path], i) => counts[i][0] > 0 ? [path] : []));
-  if (bad.size > 0) {
+  const counts = await read(...checks.map(({ bad }) => bad));
+  const bad = checks.filter((_, i) => counts[i][0] > 0).map(({ path }) => path);
+  if (bad.length > 0) {
     throw new Error(
-      `merge: the merged weight of ${[...bad].join(", ")} is not finite; check the adapter's ` +
+      `merge: the merged weight of ${bad.join(", ")} is not finite; check the adapter's ` +
         "training, or load another",
     );
   }
+  const roundings: MergeRounding[] = [];
+  for (const { path, rounding } of checks) {
+    if (!rounding) continue;
+    const [lost, merged, delta] = (await read(...rounding.sums)).map(([sum]) => Math.sqrt(sum));
+    roundings.push({
+      path,
+      format: rounding.format,
+      weight: merged === 0 ? 0 : lost / merged,
+      delta: delta === 0 ? 0 : lost / delta,
+    });
+  }
+  if (roundings.length === 0) return;
+  if (options.rounded) return options.rounded(roundings);
+  const { warn = console.warn } = options;
+  warn(describe(roundings));
+}
+
+function describe(roundings: readonly MergeRounding[]): string {
+  const percent = (share: number): string => `${(100 * share).toPrecision(2)} %`;
+  const mean = (of: "weight" | "delta"): string =>
+    percent(roundings.reduce((sum, r) => sum + r[of], 0) / roundings.length);
+  const worst = roundings.reduce((a, b) => b.delta > a.delta ? b : a);
+  const formats = [...new Set(roundings.map(({ format }) => format))].join(" and ");
+  return `merge: ${roundings.length} merged weights were rounded to ${formats} again, which changes ` +
+    `them by ${mean("weight")}, or ${mean("delta")} of what the adapters add (at most ` +
+    `${percent(worst.delta)}, ${worst.path}); merge after dequantize(model) to lose nothing`;
 }

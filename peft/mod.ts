@@ -6,6 +6,7 @@
 
 export {
   formatConfig,
+  type LoftqConfig,
   type LoraConfig,
   type ResolvedLoraConfig,
   resolveLoraConfig,
@@ -30,7 +31,7 @@ export {
   type Merged,
 } from "./layers.ts";
 export { addAdapter, deleteAdapter, inject, type InjectOptions, unload } from "./lora.ts";
-export { merge, mergeAndUnload, type MergeOptions, unmerge } from "./merge.ts";
+export { merge, mergeAndUnload, type MergeOptions, type MergeRounding, unmerge } from "./merge.ts";
 export { Own, OwnValues } from "./own.ts";
 export {
   LoraAdapter,

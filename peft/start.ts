@@ -1,6 +1,6 @@
 /**
- * Starts of A and B that are computed on the host: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024) and
- * orthogonal ones.
+ * Starts of A and B that are computed on the host: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024),
+ * LoftQ (Li et al. 2023) and orthogonal ones.
  *
  * @module
  */
@@ -10,6 +10,7 @@ import type { Module } from "../nn/mod.ts";
 import { type LoraConfig, resolveLoraConfig } from "./config.ts";
 import { LoraEmbedding } from "./layers.ts";
 import { type Columns, columns, qr, rowMajor, topSvd, transposed } from "./linalg.ts";
+import { startLoftq } from "./loftq.ts";
 import { attach, deleteAdapter, type InjectOptions, withHeads } from "./lora.ts";
 import type { LoraPair } from "./pair.ts";
 import { adapterParameters, loraLayers, setActive } from "./switch.ts";
@@ -17,9 +18,13 @@ import { findTargets } from "./target.ts";
 
 /**
  * As `inject`, and with the starts that compute on the host: "pissa" (the weight's largest singular
- * values), "olora" (its QR decomposition) and "orthogonal". Whatever the start, the model computes what
- * it did: the start is taken off again, while the base's weights stay as they are. The whole
- * decomposition takes a while for large layers; "pissa_niter_[number]" is quicker and less exact.
+ * values), "olora" (its QR decomposition) and "orthogonal": the model computes what it did, because the
+ * start is taken off again, while the base's weights stay as they are. The whole decomposition takes a
+ * while for large layers; "pissa_niter_[number]" is quicker and less exact.
+ *
+ * "loftq" packs the base's weights (see `quantize`), and starts the adapter at what packing leaves over:
+ * the model computes nearly what it did. The base stays packed when the adapter goes. To train on, save
+ * it with `savePretrained` beside the adapter, and load both with `{ quantize }` of the same format.
  *
  * Throws as `inject` does; then the model is as it was.
  *
@@ -48,6 +53,7 @@ export async function injectFromBase<M extends Module>(
   attach(model, findTargets(model, resolved), resolved, name);
   try {
     if (resolved.init_lora_weights === "orthogonal") await startOrthogonal(model, name);
+    if (resolved.init_lora_weights === "loftq") await startLoftq(model, name);
     await startFromBase(model, name);
   } catch (error) {
     deleteAdapter(model, name);
