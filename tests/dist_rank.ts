@@ -43,16 +43,25 @@ async function fault(end: string, moment: string, who: string): Promise<void> {
   await group.close();
 }
 
-/** Ranks that do not call the same. */
-async function differ(how: string): Promise<void> {
+/** Ranks that do not call the same; each leaves what it hears in a file. */
+async function differ(how: string, folder: string): Promise<void> {
   const group = await initProcessGroup();
-  const odd = group.rank === 1;
+  const { rank, size } = group;
   await group.barrier();
-  if (how === "kind" && odd) await group.barrier();
-  if (how === "length" && odd) await group.allReduce(new Float32Array(7), { label: "bucket 0" });
-  if (how === "label" && odd) await group.allReduce(new Float32Array(8), { label: "bucket 1" });
-  if (how === "steps" && odd) return await group.close();
-  await group.allReduce(new Float32Array(8), { label: "bucket 0" });
+  try {
+    if (how === "kind" && rank === 1) await group.barrier();
+    if (how === "length" && rank === 1) await group.allReduce(new Float32Array(7), { label: "b" });
+    if (how === "label" && rank === 1) await group.allReduce(new Float32Array(8), { label: "c" });
+    if (how === "steps" && rank === 1) return await group.close();
+    await group.allReduce(new Float32Array(8), { label: "b" });
+  } catch (error) {
+    await Deno.writeTextFile(`${folder}/${how}.${rank}`, (error as Error).message);
+    // The first rank that ends takes the others with it: it waits until all have heard.
+    for (let other = 0; other < size; other++) {
+      while (!await Deno.stat(`${folder}/${how}.${other}`).catch(() => null));
+    }
+    throw error;
+  }
   await group.close();
 }
 
@@ -105,11 +114,17 @@ async function forever(): Promise<void> {
   }
 }
 
+/** Ends without a word. */
+async function leave(): Promise<void> {
+  await (await initProcessGroup()).barrier();
+}
+
 const works: Record<string, (...args: string[]) => Promise<unknown>> = {
   check,
   differ,
   fault,
   forever,
+  leave,
   train,
 };
 
