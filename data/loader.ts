@@ -8,6 +8,8 @@ export interface Batch {
   readonly inputs: Int32Array<ArrayBuffer>;
   /** The token after each, or {@linkcode IGNORED_TARGET}, [B, T]. */
   readonly targets: Int32Array<ArrayBuffer>;
+  /** As in {@linkcode TokenWindow}, [B, T]; absent where no row has it. */
+  readonly documents?: Int32Array<ArrayBuffer>;
   /** B rows of T tokens. */
   readonly shape: readonly [batch: number, sequence: number];
   /** How many targets count. */
@@ -153,6 +155,7 @@ export class DataLoader implements Iterable<Batch> {
     const most = Math.ceil(this.batchSize / size);
     const inputs = new Int32Array(most * sequenceLength);
     const targets = new Int32Array(most * sequenceLength).fill(IGNORED_TARGET);
+    let documents: Int32Array<ArrayBuffer> | null = null;
     const from = first + Math.floor(rows * rank / size);
     const end = first + Math.floor(rows * (rank + 1) / size);
     for (let row = from; row < end; row++) {
@@ -162,10 +165,14 @@ export class DataLoader implements Iterable<Batch> {
       const window = this.dataset.window(index, epoch);
       inputs.set(window.inputs, (row - from) * sequenceLength);
       targets.set(window.targets, (row - from) * sequenceLength);
+      if (!window.documents) continue;
+      documents ??= new Int32Array(inputs.length);
+      documents.set(window.documents, (row - from) * sequenceLength);
     }
     let targetCount = 0;
     for (const target of targets) if (target !== IGNORED_TARGET) targetCount++;
-    return { inputs, targets, shape: [most, sequenceLength], targetCount };
+    const shape = [most, sequenceLength] as const;
+    return { inputs, targets, ...documents && { documents }, shape, targetCount };
   }
 }
 

@@ -18,6 +18,13 @@ export {
 } from "./chat.ts";
 export * from "./chat_tokens.ts";
 export * from "./cache.ts";
-export { type Dataset, IGNORED_TARGET, pack, splitTail, type TokenWindow } from "./packing.ts";
+export {
+  type Dataset,
+  IGNORED_TARGET,
+  pack,
+  type PackOptions,
+  splitTail,
+  type TokenWindow,
+} from "./packing.ts";
 export * from "./loader.ts";
 export { DistributedSampler, type DistributedSamplerOptions, type Shard } from "./sampler.ts";

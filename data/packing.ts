@@ -9,6 +9,17 @@ export interface TokenWindow {
   readonly inputs: Int32Array;
   /** The token that follows each, or {@linkcode IGNORED_TARGET}. */
   readonly targets: Int32Array;
+  /** A number for each token, the same within a document; absent where documents see each other. */
+  readonly documents?: Int32Array;
+}
+
+/** How documents are packed. */
+export interface PackOptions {
+  /**
+   * Whether a document is learnt as if it stood alone: its tokens attend to no other document's, and
+   * its positions begin at 0. Then none that fits into a window is cut. Default false.
+   */
+  readonly separate?: boolean;
 }
 
 /** Rows of one length, found by number. */
@@ -26,10 +37,12 @@ export interface Dataset {
  * of an input and the target after it, so no target crosses from one document into the next. Texts
  * follow one another without padding. A document with a prompt begins a new window where it would
  * otherwise be cut; one that is longer than a window goes on in the next. What stays free is filled
- * with `paddingId`, its targets ignored.
+ * with `paddingId`, its targets ignored. With `separate`, every document begins a new window where it
+ * would otherwise be cut, and windows say which tokens are of one document.
  *
  * @param sequenceLength tokens in a window.
  * @param paddingId the id of padding inputs.
+ * @param options how they are packed.
  * @throws RangeError if `sequenceLength` is not a positive integer.
  * @throws Error if the documents have no token to learn.
  *
@@ -47,7 +60,9 @@ export function pack(
   documents: readonly TokenizedDocument[],
   sequenceLength: number,
   paddingId: number = 0,
+  options: PackOptions = {},
 ): Dataset {
+  const { separate = false } = options;
   if (!Number.isSafeInteger(sequenceLength) || sequenceLength < 1) {
     throw new RangeError(`pack: sequenceLength needs a positive integer, got ${sequenceLength}`);
   }
@@ -56,16 +71,18 @@ export function pack(
   for (const { ids, promptLength } of documents) {
     const pairs = Math.max(0, ids.length - 1);
     const free = (sequenceLength - end % sequenceLength) % sequenceLength;
-    if (promptLength > 1 && pairs > free) end += free;
+    if ((separate || promptLength > 1) && pairs > free) end += free;
     starts.push(end);
     end += pairs;
   }
   const length = Math.ceil(end / sequenceLength);
   const inputs = new Int32Array(length * sequenceLength).fill(paddingId);
   const targets = new Int32Array(length * sequenceLength).fill(IGNORED_TARGET);
+  const numbers = separate ? new Int32Array(length * sequenceLength) : null; // 0: padding
   documents.forEach(({ ids, promptLength, learnt }, i) => {
     if (ids.length < 2) return;
     inputs.set(ids.subarray(0, ids.length - 1), starts[i]);
+    numbers?.fill(i + 1, starts[i], starts[i] + ids.length - 1);
     const given = Math.min(Math.max(promptLength, 1), ids.length);
     const wanted = ids.subarray(given);
     targets.set(
@@ -82,7 +99,11 @@ export function pack(
     window(index: number): TokenWindow {
       checkIndex(index, length);
       const from = index * sequenceLength, to = from + sequenceLength;
-      return { inputs: inputs.subarray(from, to), targets: targets.subarray(from, to) };
+      return {
+        inputs: inputs.subarray(from, to),
+        targets: targets.subarray(from, to),
+        ...numbers && { documents: numbers.subarray(from, to) },
+      };
     },
   };
 }

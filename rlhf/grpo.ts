@@ -164,8 +164,9 @@ export function grpoLoss(
   }, { clip, count: divisor });
   const mean = maskedMean(mask, divisor);
   const kl = beta > 0 ? mean(klEstimate(logprobs, per("refLogprobs"), mask)) : null;
+  const loss = kl ? policy.loss.add(kl.mul(beta)) : policy.loss;
   return noGrad(() => ({
-    loss: kl ? policy.loss.add(kl.mul(beta)) : policy.loss,
+    loss,
     kl: kl?.detach() ?? tensor(0),
     entropy: mean(entropy),
     clipFraction: policy.clipFraction,

@@ -80,3 +80,4 @@ export {
   type RewardModelOptions,
   type ScoringOptions,
 } from "./reward_model.ts";
+export { sftLoss, type SFTOptions } from "./sft.ts";

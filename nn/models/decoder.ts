@@ -17,6 +17,7 @@ import type { Embedding } from "../embedding.ts";
 import { Linear } from "../linear.ts";
 import type { KVCache } from "./cache.ts";
 import { PretrainedModel } from "./pretrained_model.ts";
+import { separated } from "./sequence_layout.ts";
 import {
   type LayerPrefix,
   type PromptHost,
@@ -40,13 +41,16 @@ export interface ForwardOptions {
 
 /**
  * A batch of next-token prediction, as tensors or as a data loader gives it: inputs i32 [B, T], and
- * targets [B, T], the token after each input, -100 where it does not count.
+ * targets [B, T], the token after each input, -100 where it does not count. With `documents` [B, T] a
+ * token attends to those of its row that have its number alone, and positions begin at 0 where another
+ * begins: several texts in a row, each as if it stood alone, or padding with a number of its own.
  */
 export type LanguageBatch =
   | { readonly inputs: Tensor; readonly targets: Tensor }
   | {
     readonly inputs: Int32Array<ArrayBuffer>;
     readonly targets: Int32Array<ArrayBuffer>;
+    readonly documents?: Int32Array<ArrayBuffer>;
     readonly shape: readonly [batch: number, sequence: number];
   };
 
@@ -218,7 +222,11 @@ export abstract class CausalLM extends PretrainedModel implements PromptHost {
         targets: tensor(batch.targets, { shape: batch.shape }),
       }
       : batch;
-    const hidden = this.forward(inputs, options);
+    const documents = "documents" in batch ? batch.documents : undefined;
+    const hidden = this.forward(
+      inputs,
+      documents ? separated(documents, inputs.shape, options) : options,
+    );
     const wanted = targets.flatten(); // [B·T]
     const rows = hidden.reshape(-1, hidden.shape.at(-1)!); // [B·T, hidden]
     // An adapted or biased output layer is more than its weight.

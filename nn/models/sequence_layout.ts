@@ -1,5 +1,5 @@
 /**
- * Where the tokens of each row are, when rows of different length stand in one batch.
+ * Rows that hold less, or more, than one text: where their tokens are, and which see each other.
  *
  * @module
  */
@@ -71,4 +71,30 @@ function leftPadded(starts: Int32Array<ArrayBuffer>, t: number): ForwardOptions 
     query = tensor(places, { shape: [1, 1, t, 1] });
   // Nobody attends to padding but padding itself, which has to attend to something.
   return { positions, mask: key.ge(first).or(query.lt(first)) }; // [B, 1, T, T]
+}
+
+/**
+ * The options of a pass over rows [B, T] in which each token attends to tokens with its own number alone,
+ * and positions begin at 0 with each run of one number.
+ *
+ * Throws a `RangeError` where there is not a number for each token.
+ */
+export function separated(
+  documents: Int32Array<ArrayBuffer>,
+  [b, t]: readonly number[],
+  options: ForwardOptions,
+): ForwardOptions {
+  if (documents.length !== b * t) {
+    throw new RangeError(
+      `documents: needs ${b * t} numbers for tokens [${b}, ${t}], got ${documents.length}`,
+    );
+  }
+  const positions = new Int32Array(b * t);
+  for (let i = 0; i < b * t; i++) {
+    const goesOn = i % t > 0 && documents[i] === documents[i - 1];
+    positions[i] = goesOn ? positions[i - 1] + 1 : 0;
+  }
+  const query = tensor(documents, { shape: [b, 1, t, 1] });
+  const same = query.eq(tensor(documents, { shape: [b, 1, 1, t] })); // [B, 1, T, T]
+  return { ...options, positions, mask: options.mask ? same.and(options.mask) : same };
 }
