@@ -95,6 +95,21 @@ export class Collectives implements ProcessGroup {
     });
   }
 
+  allToAll<T extends Transferable>(data: T, options: CollectiveOptions = {}): Promise<T> {
+    if (data.length % this.size !== 0) {
+      return Promise.reject(
+        new RangeError(`allToAll: needs ${this.size} parts of one length, got ${data.length}`),
+      );
+    }
+    const call = describeCall("allToAll", data, "", options.label);
+    return this.#inTurn(call, options, async () => {
+      const all = new Uint8Array(data.byteLength);
+      if (data.length > 0) await this.#transport.allToAll(bytesOf(data), all);
+      const make = data.constructor as new (b: ArrayBuffer, o: number, n: number) => T;
+      return new make(all.buffer, 0, data.length);
+    });
+  }
+
   barrier(options: CollectiveOptions = {}): Promise<void> {
     const call = describeCall("barrier", null, "", options.label);
     return this.#inTurn(call, options, () => Promise.resolve()); // to agree is to meet
@@ -174,11 +189,13 @@ export class Collectives implements ProcessGroup {
 
   #lateness(call: string, ms: number): string {
     const missing = this.#transport.missing?.() ?? [];
-    const who = missing.length > 0 ? `rank ${missing.join(" and rank ")}` : "another rank";
+    const why = missing.length > 0
+      ? `rank ${missing.join(" and rank ")} has not come`
+      : "another rank has not come, or the network is cut";
     return `watchdog: rank ${this.rank} of ${this.size} has been in ${call}, its call ${this.#calls}, ` +
       `for ${
         Math.round(ms)
-      } ms: ${who} has not come or the network is cut; the job ends. If a rank ` +
-      `may take longer, raise \`timeout\` or GRAFT_DIST_TIMEOUT`;
+      } ms: ${why}; the job ends. If a rank may take longer, raise \`timeout\` ` +
+      "or GRAFT_DIST_TIMEOUT";
   }
 }

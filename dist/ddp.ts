@@ -35,7 +35,7 @@ import { rankGenerator } from "./random.ts";
 /** What {@linkcode DistributedDataParallel} wraps: any `Module`. */
 export interface ParallelModule {
   /** All parameters with their paths. */
-  namedParameters(): readonly Named[];
+  namedParameters(): readonly (readonly [name: string, parameter: Variable])[];
   /** Parameters and buffers by path. */
   stateDict(): ReadonlyMap<string, Variable>;
 }
@@ -54,9 +54,14 @@ export interface ParallelOptions {
   readonly findUnused?: boolean;
 }
 
-type Arguments<M, K extends string> = M extends { [P in K]: (...args: infer A) => unknown } ? A
+/** The arguments of method `K` of `M`. */
+export type MethodArguments<M, K extends string> = M extends
+  { [P in K]: (...args: infer A) => unknown } ? A
   : never;
-type Result<M, K extends string> = M extends { [P in K]: (...args: never) => infer R } ? R : never;
+/** What method `K` of `M` returns. */
+export type MethodResult<M, K extends string> = M extends { [P in K]: (...args: never) => infer R }
+  ? R
+  : never;
 
 /**
  * Wraps a module so that `backward()` leaves the gradient of all ranks' batches together in every
@@ -142,16 +147,16 @@ export class DistributedDataParallel<M extends ParallelModule> {
   }
 
   /** Calls the module's `forward`. */
-  forward(...args: Arguments<M, "forward">): Result<M, "forward"> {
+  forward(...args: MethodArguments<M, "forward">): MethodResult<M, "forward"> {
     const module = this.module as unknown as { forward(...args: unknown[]): unknown };
-    return module.forward(...args) as Result<M, "forward">;
+    return module.forward(...args) as MethodResult<M, "forward">;
   }
 
   /** Calls the module's `loss`, whose mean is over the targets of its first argument, the batch. */
-  loss(...args: Arguments<M, "loss">): Result<M, "loss"> {
+  loss(...args: MethodArguments<M, "loss">): MethodResult<M, "loss"> {
     const module = this.module as unknown as { loss(...args: unknown[]): unknown };
     if (recordsGradients()) this.#weight = weightOf(args[0]);
-    return module.loss(...args) as Result<M, "loss">;
+    return module.loss(...args) as MethodResult<M, "loss">;
   }
 
   /**

@@ -102,6 +102,15 @@ export interface ProcessGroup {
   allGather<T extends Transferable>(data: T, options?: CollectiveOptions): Promise<T[]>;
 
   /**
+   * Deals each rank's array out, in `size` parts of one length: rank r gets part r of every rank's, by
+   * rank, as a new array.
+   *
+   * @throws RangeError if the array does not have `size` parts of one length.
+   * @throws Error if a rank calls something else, is lost, or the collective takes too long.
+   */
+  allToAll<T extends Transferable>(data: T, options?: CollectiveOptions): Promise<T>;
+
+  /**
    * Resolves once every rank has called it.
    *
    * @throws Error if a rank calls something else, is lost, or it takes too long.

@@ -5,7 +5,13 @@
  */
 
 export type { Bucket, BucketEntry } from "./buckets.ts";
-export { DistributedDataParallel, type ParallelModule, type ParallelOptions } from "./ddp.ts";
+export {
+  DistributedDataParallel,
+  type MethodArguments,
+  type MethodResult,
+  type ParallelModule,
+  type ParallelOptions,
+} from "./ddp.ts";
 export type {
   AllReduceOptions,
   BroadcastOptions,
@@ -16,6 +22,7 @@ export type {
   Reducible,
   Transferable,
 } from "./group.ts";
+export { f16Compression } from "./f16.ts";
 export type { GradientHook } from "./hooks.ts";
 export { type InitOptions, initProcessGroup } from "./init.ts";
 export { supervise, type SuperviseOptions } from "./launch.ts";
@@ -23,6 +30,7 @@ export type { JoinableBatch } from "./join.ts";
 export { localGroups } from "./local/groups.ts";
 export { runLocal, type RunLocalOptions } from "./local/run.ts";
 export { reduceMetrics } from "./metrics.ts";
+export { powerSgd, type PowerSgdOptions } from "./power_sgd.ts";
 export { rankGenerator } from "./random.ts";
 export { singleGroup } from "./single.ts";
 export { threadShare } from "./threads.ts";

@@ -18,6 +18,7 @@ const alone: Transport = {
   allReduce: () => Promise.resolve(),
   broadcast: () => Promise.resolve(),
   allGather: (mine, all) => Promise.resolve(all.set(mine)),
+  allToAll: (mine, all) => Promise.resolve(all.set(mine)),
   abort: () => {},
   close: () => Promise.resolve(),
 };

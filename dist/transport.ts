@@ -18,6 +18,8 @@ export interface Transport
   broadcast(bytes: Uint8Array, root: number): Promise<void>;
   /** Puts every rank's bytes into `all`, by rank. */
   allGather(mine: Uint8Array, all: Uint8Array): Promise<void>;
+  /** Puts part r of every rank's bytes, on rank r, into `all`, by rank. */
+  allToAll(mine: Uint8Array, all: Uint8Array): Promise<void>;
   /** Which ranks have not come to the present collective, where the backend can tell. */
   missing?(): number[];
   /** Ends the job, for a collective does not end: the other ranks fail for `reason`. */

@@ -91,6 +91,17 @@ async function checkMoves(group: ProcessGroup): Promise<void> {
       assertSame(part, fill(new Float32Array(length), from), `allGather of ${length}`);
     }
   }
+  for (const length of [0, 1, 1000, 300_001]) {
+    // Element i of part r from rank s says all three.
+    const at = (part: number, from: number, i: number) => part * 2 ** 21 + from * 2 ** 19 + i;
+    const data = Uint32Array.from(
+      { length: size * length },
+      (_, i) => at(Math.floor(i / length), rank, i % length),
+    );
+    const dealt = await group.allToAll(data);
+    const right = dealt.every((x, i) => x === at(rank, Math.floor(i / length), i % length));
+    assertEquals([dealt.length, right], [size * length, true], `allToAll of ${length}`);
+  }
   const bigints = await group.allGather(BigInt64Array.of(2n ** 40n + BigInt(rank)));
   assertEquals(bigints.map(([value]) => value), bigints.map((_, i) => 2n ** 40n + BigInt(i)));
   const names = await allGatherValues(group, { name: "é".repeat(rank) });

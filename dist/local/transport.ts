@@ -88,6 +88,26 @@ export class LocalTransport implements Transport {
     }
   }
 
+  async allToAll(mine: Uint8Array, all: Uint8Array): Promise<void> {
+    const length = mine.length / this.size; // of a part
+    const piece = Math.max(1, Math.floor(stageLength(1) / this.size));
+    for (let start = 0; start < length; start += piece) {
+      const count = Math.min(piece, length - start);
+      const half = this.#turn();
+      const own = stageOf(this.#memory, this.rank, half, Uint8Array, 1);
+      for (let rank = 0; rank < this.size; rank++) {
+        const from = rank * length + start;
+        own.set(mine.subarray(from, from + count), rank * count);
+      }
+      await this.#meeting.meet();
+      for (let rank = 0; rank < this.size; rank++) {
+        const stage = stageOf(this.#memory, rank, half, Uint8Array, 1);
+        const from = this.rank * count;
+        all.set(stage.subarray(from, from + count), rank * length + start);
+      }
+    }
+  }
+
   missing(): number[] {
     return this.#meeting.missing();
   }

@@ -32,6 +32,11 @@ const definitions = {
     result: "i32",
     nonblocking: true,
   },
+  MPI_Alltoall: {
+    parameters: ["buffer", "i32", "u64", "buffer", "i32", "u64", "u64"],
+    result: "i32",
+    nonblocking: true,
+  },
   MPI_Abort: { parameters: ["u64", "i32"], result: "i32" },
   abortElsewhere: {
     name: "MPI_Abort",

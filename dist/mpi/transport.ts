@@ -103,6 +103,18 @@ export class MpiTransport implements Transport {
     this.#check("MPI_Allgather", code);
   }
 
+  async allToAll(mine: Uint8Array, all: Uint8Array): Promise<void> {
+    const length = mine.length / this.size; // of a part
+    if (length > MOST) {
+      throw new RangeError(`allToAll: needs parts of at most ${MOST} bytes, got ${length}`);
+    }
+    const { byte, world } = this.#abi;
+    const [from, into] = [mine, all] as Uint8Array<ArrayBuffer>[];
+    const code = await this.#library.symbols
+      .MPI_Alltoall(from, length, byte, into, length, byte, world);
+    this.#check("MPI_Alltoall", code);
+  }
+
   abort(reason: string): void {
     console.error(reason);
     this.#aborting = true;
