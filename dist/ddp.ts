@@ -12,6 +12,7 @@ import {
   type Shape,
   type Tensor,
   type Variable,
+  where,
 } from "../core/mod.ts";
 import { onBackward } from "../core/autograd.ts";
 import { hoisted, internally, recordsGradients, withoutGradients } from "../core/graph.ts";
@@ -308,7 +309,10 @@ export class DistributedDataParallel<M extends ParallelModule> {
     for (const named of used) {
       const [, p] = named;
       const g = gradients.get(p);
-      const share = g ? g.to("f32").mul(weight) : expand(scalar(0, "f32", this.#device), p.shape);
+      // A rank that does not count may have a mean over nothing: 0 · NaN is NaN.
+      const share = g
+        ? where(weight.gt(0), g.to("f32").mul(weight), 0)
+        : expand(scalar(0, "f32", this.#device), p.shape);
       const held = p.grad?.to("f32") ?? null;
       if (this.#sync) {
         shares.set(p, waits(named) ? held!.add(share) : share);

@@ -4,21 +4,10 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Device, init } from "@graft/ml";
+import type { Device } from "@graft/ml";
 import { localGroups, type ParallelOptions, runLocal } from "@graft/ml/dist";
+import { distance, withDevices } from "./ddp_ranks.ts";
 import { type Job, type Outcome, trainRank } from "./ddp_train.ts";
-
-/** ‖a − b‖ / ‖b‖ */
-function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  assertEquals(a.length, b.length);
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i] - b[i]) ** 2;
-    norm += b[i] ** 2;
-  }
-  return Math.sqrt(difference / norm);
-}
 
 /** A job's ranks in this thread, each with one of `devices`. */
 async function train(
@@ -49,26 +38,6 @@ function assertAlike(ranks: readonly Outcome[], one: Outcome, job: Job): void {
     );
   });
   assert(losses.at(-1)! < losses[0] - 0.3, `it learns: ${losses}`);
-}
-
-async function withDevices(
-  kind: "cpu" | "webgpu",
-  count: number,
-  fn: (devices: readonly Device[]) => Promise<void>,
-): Promise<void> {
-  const devices: Device[] = [];
-  try {
-    for (let i = 0; i < count; i++) devices.push(await init({ device: kind, threads: 1 }));
-  } catch (error) {
-    if (kind === "cpu" || Deno.env.get("GRAFT_REQUIRE_WEBGPU") === "1") throw error;
-    console.log(`skipped: ${(error as Error).message}`);
-    return;
-  }
-  try {
-    await fn(devices);
-  } finally {
-    for (const device of devices) await device.close();
-  }
 }
 
 // Workers and the GPU outlive a test by a moment.
