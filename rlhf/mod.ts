@@ -81,3 +81,11 @@ export {
   type ScoringOptions,
 } from "./reward_model.ts";
 export { sftLoss, type SFTOptions } from "./sft.ts";
+export {
+  type Candidate,
+  type Candidates,
+  type Ranking,
+  readCandidates,
+  readRankings,
+  writeCandidates,
+} from "./rankings.ts";
