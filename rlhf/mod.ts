@@ -81,11 +81,4 @@ export {
   type ScoringOptions,
 } from "./reward_model.ts";
 export { sftLoss, type SFTOptions } from "./sft.ts";
-export {
-  type Candidate,
-  type Candidates,
-  type Ranking,
-  readCandidates,
-  readRankings,
-  writeCandidates,
-} from "./rankings.ts";
+export { type AnswersToRank, readRankings } from "./rankings.ts";
