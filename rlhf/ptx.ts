@@ -35,22 +35,15 @@ export function accumulatePtx(
   if (!(coefficient >= 0 && coefficient < Infinity)) {
     throw new RangeError(`accumulatePtx: the coefficient must be 0 or more, got ${coefficient}`);
   }
-  const sized = batches.map((batch) => {
-    const { inputs, targets } = asTensors(batch);
-    return { inputs, targets, count: targets.ne(-100).to("f32").sum() };
+  const counts = batches.map((batch) => {
+    const targets = "shape" in batch ? tensor(batch.targets) : batch.targets;
+    return targets.ne(-100).to("f32").sum();
   });
-  const total = sized.map(({ count }) => count).reduce((a, b) => a.add(b)).maximum(1);
-  let nll: Tensor | null = null;
-  for (const { inputs, targets, count } of sized) {
-    const part = model.loss({ inputs, targets }).mul(count.div(total));
+  const total = counts.reduce((a, b) => a.add(b)).maximum(1);
+  const parts = batches.map((batch, i) => {
+    const part = model.loss(batch).mul(counts[i].div(total));
     part.mul(coefficient).backward();
-    nll = nll ? nll.add(part.detach()) : part.detach();
-  }
-  return nll!;
-}
-
-function asTensors(batch: LanguageBatch): { inputs: Tensor; targets: Tensor } {
-  if (!("shape" in batch)) return batch;
-  const { inputs, targets, shape } = batch;
-  return { inputs: tensor(inputs, { shape }), targets: tensor(targets, { shape }) };
+    return part.detach();
+  });
+  return parts.reduce((a, b) => a.add(b));
 }
