@@ -21,6 +21,8 @@ export interface GenerativeModel extends Module {
     readonly eos_token_id?: number | readonly number[] | null;
     /** Tokens in the vocabulary. */
     readonly vocab_size: number;
+    /** How far back attention sees, where it does not see everything. */
+    readonly sliding_window?: unknown;
   };
   /** As Hugging Face's `generation_config.json`: its eos_token_id stands over that of `config`. */
   readonly generationConfig?: Readonly<Record<string, unknown>> | null;
@@ -144,7 +146,9 @@ async function* decode(
 
   const batch = prompts.length;
   const widest = Math.max(...prompts.map((p) => p.length));
-  const width = Math.ceil(widest / PROMPT_MULTIPLE) * PROMPT_MULTIPLE;
+  // Padding stands between a soft prompt and the tokens, where a window would be spent on it.
+  const multiple = lead > 0 && model.config.sliding_window ? 1 : PROMPT_MULTIPLE;
+  const width = Math.ceil(widest / multiple) * multiple;
   const pads = prompts.map((p) => width - p.length);
   const seen = prompts.map((p) => Array.from(p));
   const done = prompts.map(() => false);
