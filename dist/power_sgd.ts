@@ -144,7 +144,7 @@ async function sendFactors(
   await sumTogether(qs, group, `${label}, right factors`);
   matrices.forEach((matrix, i) => {
     const { state, values } = matrix;
-    state.q = qs[i];
+    state.q = revived(qs[i], matrix);
     // What this rank gave to the sum is P times its own Mᵀ P, transposed.
     state.error.set(values);
     addProduct(state.error, matrix, ps[i], own[i], -1);
@@ -201,6 +201,19 @@ function transposedTimes(
   return q;
 }
 
+/** Q for the next step: a column that came to nothing starts anew, else it would stay nothing. */
+function revived(
+  q: Float32Array<ArrayBuffer>,
+  { entry, columns, rank }: Matrix,
+): Float32Array<ArrayBuffer> {
+  const next = q.slice();
+  for (let k = 0; k < rank; k++) {
+    if (norm(q, columns, rank, k) > 0) continue;
+    noise(`${entry.name}, ${k}`, columns).forEach((x, j) => next[j * rank + k] = x);
+  }
+  return next;
+}
+
 /** Adds `factor` P Qᵀ to `into` [rows, columns]. */
 function addProduct(
   into: Float32Array,
@@ -218,20 +231,29 @@ function addProduct(
   }
 }
 
-/** Makes the columns of P [rows, rank] orthonormal, by modified Gram-Schmidt. */
+/** What is left of a column, of so much of it, is rounding: the matrix has no more rank. */
+const ROUNDING = 1e-5;
+
+/** Makes the columns of P [rows, rank] orthonormal or 0, by modified Gram-Schmidt. */
 function orthonormalize(p: Float32Array, rows: number, rank: number): void {
   for (let k = 0; k < rank; k++) {
+    const before = norm(p, rows, rank, k);
     for (let other = 0; other < k; other++) {
       let dot = 0;
       for (let i = 0; i < rows; i++) dot += p[i * rank + k] * p[i * rank + other];
       for (let i = 0; i < rows; i++) p[i * rank + k] -= dot * p[i * rank + other];
     }
-    let square = 0;
-    for (let i = 0; i < rows; i++) square += p[i * rank + k] ** 2;
-    // A column of zeros stays one: the matrix has no more rank.
-    const inverse = square > 0 ? 1 / Math.sqrt(square) : 0;
+    const after = norm(p, rows, rank, k);
+    const inverse = after > ROUNDING * before ? 1 / after : 0;
     for (let i = 0; i < rows; i++) p[i * rank + k] *= inverse;
   }
+}
+
+/** The norm of column `k`. */
+function norm(p: Float32Array, rows: number, rank: number, k: number): number {
+  let square = 0;
+  for (let i = 0; i < rows; i++) square += p[i * rank + k] ** 2;
+  return Math.sqrt(square);
 }
 
 /** Numbers in [-1, 1) that depend on `name` alone: the same on every rank. */
