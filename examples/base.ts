@@ -6,6 +6,7 @@
 
 import { loadModelFolder, loadStories15M, loadTokenizer, type Tokenizer } from "@graft/ml/data";
 import { CausalLM, loadModel } from "@graft/ml/nn";
+import type { Settings } from "./settings.ts";
 
 /** A model with what turns text into its tokens. */
 export interface Base {
@@ -16,11 +17,16 @@ export interface Base {
 }
 
 /**
- * Loads a decoder by "stories15M", a folder's path or a hub id.
+ * Loads a decoder by "stories15M", a folder's path or a hub id, its linear layers packed where `quantize`
+ * says so.
  *
  * Throws an `Error` where it is no decoder, or its tokenizer is of another vocabulary.
  */
-export async function loadBase(name: string, tell: (text: string) => void): Promise<Base> {
+export async function loadBase(
+  name: string,
+  tell: (text: string) => void,
+  quantize: Settings["quantize"] = "none",
+): Promise<Base> {
   let shown = 0;
   const folder = name === "stories15M"
     ? await loadStories15M({ onProgress: tell })
@@ -31,7 +37,7 @@ export async function loadBase(name: string, tell: (text: string) => void): Prom
         tell(`${name}: ${path}, ${mib(loaded)} of ${mib(total)} MiB`);
       },
     });
-  const model = await loadModel(folder);
+  const model = await loadModel(folder, quantize === "none" ? {} : { quantize });
   if (!(model instanceof CausalLM)) {
     throw new Error(
       `${name} is a ${model.constructor.name}, which predicts no next token: a decoder is needed, ` +

@@ -36,18 +36,19 @@ const HELP = `Compares the methods of training on the same data, seed and budget
 
   --methods NAMES     with commas between                     (lora,dora,prompt,ptuning-v2,full)
   --lrs NUMBERS       learning rates to try, as multiples of each method's own, with commas
-                      between                                 (0.33,1,3)
+                      between                                 (0.3,1,3)
   --steps N           training steps of each run              (60)
   --seq N             tokens in a sequence                    (128)
+  --target NAMES      layers that low-rank adapters go to     (all-linear,lm_head)
   --out DIR           where the runs and the report go        (out/compare)
   --config FILE       a JSON object of these, without the dashes; flags stand over it
   --help              this text
 
-and those of deno task train (see its --help): --model --rank --alpha --target --virtual-tokens
+and those of deno task train (see its --help): --model --rank --alpha --quantize --virtual-tokens
 --data --device --batch --mix --seed.`;
 
 /** The flags of a training run that a comparison gives itself. */
-const OWN = ["method", "lr", "eval-every", "sample", "out", "steps", "seq"];
+const OWN = ["method", "lr", "eval-every", "sample", "out", "steps", "seq", "target"];
 
 /** What a comparison is told. */
 interface Plan {
@@ -158,7 +159,7 @@ function planOf(given: Given): Plan {
     }
     return method as Method;
   });
-  const factors = list("lrs", ["0.33", "1", "3"]).map((text) => {
+  const factors = list("lrs", ["0.3", "1", "3"]).map((text) => {
     const factor = Number(text);
     if (!(factor > 0 && factor < Infinity)) {
       throw new UsageError(
@@ -174,6 +175,8 @@ function planOf(given: Given): Plan {
     shared.set(name, { value, label: `"${name}"` });
   };
   if (!shared.has("seq")) set("seq", 128);
+  // Training all trains the output layer too.
+  if (!shared.has("target")) set("target", "all-linear,lm_head");
   set("sample", 0);
   set("eval-every", Math.ceil(steps / 2));
   const runs = methods.flatMap((method) =>
@@ -190,7 +193,7 @@ function planOf(given: Given): Plan {
 
 if (import.meta.main) {
   try {
-    const flags = ["methods", "lrs", "steps", "seq", "out"];
+    const flags = ["methods", "lrs", "steps", "seq", "target", "out"];
     const others = FLAGS.filter((name) => !OWN.includes(name));
     const { given, on } = await readFlags(Deno.args, [...flags, ...others], ["help"]);
     if (on.has("help")) console.log(HELP);

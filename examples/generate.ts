@@ -6,7 +6,7 @@ import { loadChatTemplate, StreamDecoder } from "@graft/ml/data";
 import { generate } from "@graft/ml/nn";
 import { loadAdapter, mergeAndUnload } from "@graft/ml/peft";
 import { type Base, loadBase } from "./base.ts";
-import { UsageError } from "./settings.ts";
+import { type Settings, UsageError } from "./settings.ts";
 
 const HELP = `Continues a text by a model, with or without an adapter.
 
@@ -14,6 +14,7 @@ const HELP = `Continues a text by a model, with or without an adapter.
 
   --adapter DIR        folder of a PEFT adapter of any method; none: the model alone
   --model NAME         stories15M, or a model's folder or hub id (the adapter's base, or stories15M)
+  --quantize FORMAT    int8 or nf4: hold weights in 8 or 4 bits, as in training  (none)
   --prompt TEXT        what to continue                     (Once upon a time)
   --chat               the prompt is a user's message, written by the model's chat template
   --max-tokens N       tokens at most                       (128)
@@ -30,7 +31,7 @@ async function main(args: string[]): Promise<void> {
   };
   // deno-fmt-ignore
   const texts = [
-    "adapter", "model", "prompt", "max-tokens", "temperature", "top-k", "top-p", "seed", "device",
+    "adapter", "model", "quantize", "prompt", "max-tokens", "temperature", "top-k", "top-p", "seed", "device",
   ];
   const flags = parseArgs(args, {
     string: texts,
@@ -59,16 +60,25 @@ async function main(args: string[]): Promise<void> {
   if (!["auto", "cpu", "webgpu"].includes(device)) {
     bad(`--device must be auto, cpu or webgpu, got "${device}"`);
   }
+  const quantize = flags.quantize ?? "none";
+  if (quantize !== "none" && quantize !== "int8" && quantize !== "nf4") {
+    bad(`--quantize must be none, int8 or nf4, got "${quantize}"`);
+  }
   const { adapter, prompt = "Once upon a time" } = flags;
 
   const opened = await init({ device: device as DeviceName });
   const name = flags.model ?? (adapter && await baseOf(adapter)) ?? "stories15M";
-  const base = await loadBase(name, (text) => console.error(text));
+  const base = await loadBase(
+    name,
+    (text) => console.error(text),
+    quantize as Settings["quantize"],
+  );
   const { model, tokenizer } = base;
   if (adapter) {
     const { peft_type } = await loadAdapter(model, adapter);
-    // In the weights LoRA costs no step anything; a soft prompt stays before the text.
-    if (peft_type === "LORA") await mergeAndUnload(model);
+    // In the weights LoRA costs no step anything; a soft prompt stays before the text, and packed
+    // weights would be rounded once more.
+    if (peft_type === "LORA" && quantize === "none") await mergeAndUnload(model);
   }
 
   const ids = flags.chat ? await chatIds(base, prompt) : textIds(base, prompt);

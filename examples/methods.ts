@@ -5,7 +5,8 @@
  */
 
 import { manualSeed } from "@graft/ml";
-import { inject, injectPrompt, saveAdapter } from "@graft/ml/peft";
+import type { CausalLM } from "@graft/ml/nn";
+import { findTargets, inject, injectPrompt, resolveLoraConfig, saveAdapter } from "@graft/ml/peft";
 import { type Base, copyTokenizer } from "./base.ts";
 import { type Settings, UsageError } from "./settings.ts";
 
@@ -39,7 +40,7 @@ export async function adapt(
   settings: Settings,
   start: readonly number[],
 ): Promise<void> {
-  const { method, seed, target, virtualTokens } = settings;
+  const { method, seed, virtualTokens } = settings;
   const named = { base_model_name_or_path: settings.model, task_type: "CAUSAL_LM" };
   const tokens = start.slice(0, virtualTokens);
   manualSeed(seed);
@@ -53,9 +54,7 @@ export async function adapt(
         ...named,
         r: settings.rank,
         lora_alpha: settings.alpha,
-        target_modules: /^[\w.,-]+$/.test(target) && target !== "all-linear"
-          ? target.split(",")
-          : target,
+        target_modules: targetsOf(model, settings.target),
         use_dora: method === "dora",
       });
       break;
@@ -76,6 +75,17 @@ export async function adapt(
         num_virtual_tokens: virtualTokens,
       }, { tokens });
   }
+}
+
+/** The layers that `--target` names, as PEFT's files have them. */
+function targetsOf(model: CausalLM, target: string): string | string[] {
+  // Anything but names is a regular expression.
+  if (!/^[\w.,-]+$/.test(target) || target === "all-linear") return target;
+  const linear = findTargets(model, resolveLoraConfig({ target_modules: "all-linear" }));
+  const names = target.split(",").flatMap((name) =>
+    name === "all-linear" ? linear.map(({ path }) => path.replace(/^.*\./, "")) : name
+  );
+  return [...new Set(names)];
 }
 
 /** Writes what is trained: an adapter in PEFT's files, or the whole model with its tokenizer. */

@@ -30,6 +30,7 @@ export interface Settings {
   readonly rank: number;
   readonly alpha: number;
   readonly target: string;
+  readonly quantize: "none" | "int8" | "nf4";
   readonly virtualTokens: number;
   readonly data: string;
   readonly device: DeviceName;
@@ -49,8 +50,8 @@ export interface Settings {
 /** The flags of {@linkcode Settings}, but for `resume`, which no file sets. */
 // deno-fmt-ignore
 export const FLAGS: readonly string[] = [
-  "method", "model", "rank", "alpha", "target", "virtual-tokens", "data", "device", "steps",
-  "batch", "seq", "lr", "mix", "seed", "eval-every", "sample", "out",
+  "method", "model", "rank", "alpha", "target", "quantize", "virtual-tokens", "data", "device",
+  "steps", "batch", "seq", "lr", "mix", "seed", "eval-every", "sample", "out",
 ];
 
 /** What a resumed run may be told anew. */
@@ -173,12 +174,21 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
     return isList ? value.join(",") : text(name, otherwise);
   };
   const method = word("method", METHODS);
+  const quantize = word("quantize", ["none", "int8", "nf4"]);
+  if (quantize !== "none" && method === "full") {
+    throw new UsageError(
+      `${
+        given.get("quantize")!.label
+      } packs weights, which are then frozen: --method full trains them`,
+    );
+  }
   return {
     method,
     model: text("model", "stories15M"),
     rank: whole("rank", 8, 1),
     alpha: number("alpha", 16, 0),
-    target: names("target", "q_proj,k_proj,v_proj,o_proj"),
+    target: names("target", "all-linear"),
+    quantize,
     virtualTokens: whole("virtual-tokens", 16, 1),
     data: text("data", ""),
     device: word("device", ["auto", "cpu", "webgpu"]),

@@ -54,8 +54,11 @@ const HELP = `Adapts a language model to a text.
                       before the text in every layer; full: all       (lora)
   --rank N            rank of low-rank adapters                       (8)
   --alpha X           their scale is alpha / rank                     (16)
-  --target NAMES      layers they go to: names with commas between, a
-                      regular expression, or all-linear               (q_proj,k_proj,v_proj,o_proj)
+  --target NAMES      layers they go to: a regular expression, or names
+                      with commas between, of which all-linear is all
+                      linear layers but the output layer              (all-linear)
+  --quantize FORMAT   int8 or nf4: hold the frozen weights of linear
+                      layers in 8 or 4 bits                           (none)
   --virtual-tokens N  how many prompt and ptuning-v2 put before       (16)
   --data FILE         .txt, or .jsonl with "text", with "prompt" and
                       "completion", or with "messages" on each line   (three plays by Shakespeare)
@@ -151,7 +154,7 @@ async function run(
   log.line(`device: ${device.name} (${device.description})`);
 
   // The model and the text. A tail of each text is held out.
-  const base = await loadBase(settings.model, (text) => log.line(text));
+  const base = await loadBase(settings.model, (text) => log.line(text), settings.quantize);
   const { model, tokenizer } = base;
   const seq = windowLength(settings, base);
   log.note("tokenising");

@@ -74,7 +74,7 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
   const { summary } = lines.at(-1) as { summary: Record<string, number> };
   assertEquals(lines.length, 7); // the start, five steps, the summary
   assert(summary.eval_loss < summary.base_eval_loss && summary.peak_bytes > 0);
-  assertEquals(summary.trainable_parameters, 6 * 4 * 4 * 2 * 288);
+  assertEquals(summary.trainable_parameters, 6 * 4 * (4 * 2 * 288 + 3 * (288 + 768)));
   assertEquals(
     Object.keys(lines[5]).sort().join(),
     "eval_loss,general_loss,grad_norm,learning_rate,loss,step,tokens_per_second",
@@ -149,25 +149,39 @@ Deno.test("train: every method, resumed, is the unbroken run to the bit; its fil
     override line(): void {}
     override step(): void {}
   }();
-  const files: Record<string, string[]> = {
-    "dora": ["adapter_config.json", "adapter_model.safetensors"],
-    "prompt": ["adapter_config.json", "adapter_model.safetensors"],
-    "ptuning-v2": ["adapter_config.json", "adapter_model.safetensors"],
-    "full": ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"],
-  };
-  for (const [method, names] of Object.entries(files)) {
+  const adapter = ["adapter_config.json", "adapter_model.safetensors"];
+  const cases: [name: string, given: object, files: string[]][] = [
+    ["dora", { method: "dora" }, adapter],
+    ["qlora", { method: "lora", quantize: "nf4", target: "all-linear,lm_head" }, adapter],
+    ["prompt", { method: "prompt" }, adapter],
+    ["ptuning-v2", { method: "ptuning-v2" }, adapter],
+    ["full", { method: "full" }, [
+      "model.safetensors",
+      "config.json",
+      "tokenizer.json",
+      "tokenizer_config.json",
+    ]],
+  ];
+  for (const [method, given, names] of cases) {
     const run = async (out: string, steps: number, resume = false): Promise<Outcome> => {
-      const given = { method, model, steps, data: `${folder}/play.txt`, out, device: "cpu" };
-      const settings = settingsFrom({ ...given, seq: 16, batch: 2, "virtual-tokens": 3 });
-      const all = { ...settings, sample: 3, evalEvery: 0, resume };
-      return await train(all, { log: quiet });
+      const shared = { model, steps, data: `${folder}/play.txt`, out, device: "cpu" };
+      const settings = settingsFrom({
+        ...shared,
+        ...given,
+        seq: 16,
+        batch: 2,
+        "virtual-tokens": 3,
+        "eval-every": 0,
+        "sample": 3,
+      });
+      return await train({ ...settings, resume }, { log: quiet });
     };
     const whole = `${folder}/${method}`, parts = `${folder}/${method}-parts`;
     const outcome = await run(whole, 4);
     assert(outcome.last.eval_loss < outcome.base.eval_loss, method);
     // The base is the model itself, whatever is put before its text.
     const base = await losses0(whole);
-    assertEquals(base, await losses0(`${folder}/dora`), method);
+    if (method !== "qlora") assertEquals(base, await losses0(`${folder}/dora`), method);
     await run(parts, 2);
     const again = await run(parts, 4, true);
     assertEquals(again.last, outcome.last, method);
@@ -178,9 +192,19 @@ Deno.test("train: every method, resumed, is the unbroken run to the bit; its fil
     }
   }
 
+  const { target_modules } = JSON.parse(
+    await Deno.readTextFile(`${folder}/qlora/adapter_config.json`),
+  );
+  assertEquals(target_modules.length, 8); // four of attention, three of the MLP, the output layer
   // An adapter's base is the one it names; a whole model needs none.
-  for (const [flag, method] of [["--adapter", "ptuning-v2"], ["--model", "full"]]) {
-    const args = [flag, `${folder}/${method}`, "--max-tokens", "3", "--device", "cpu"];
+  for (
+    const [flag, method, ...more] of [
+      ["--adapter", "ptuning-v2"],
+      ["--adapter", "qlora", "--quantize", "nf4"],
+      ["--model", "full"],
+    ]
+  ) {
+    const args = [flag, `${folder}/${method}`, ...more, "--max-tokens", "3", "--device", "cpu"];
     const [code, text, err] = await run("generate", ...args, "--prompt", "To be");
     assert(code === 0 && text.startsWith("To be") && text.length > 7, text + err);
   }
@@ -246,6 +270,7 @@ Deno.test("train and generate: flags that cannot be are told, without a stack", 
     ["train", ["--steps", "2.5"], 2, '--steps must be whole, got "2.5"'],
     ["train", ["--lr"], 2, "--lr needs one value"],
     ["train", ["--method", "qlora"], 2, "--method must be lora or dora or prompt or ptuning-v2 or"],
+    ["train", ["--quantize", "int8", "--method", "full"], 2, "--method full trains them"],
     ["train", ["--device", "tpu"], 2, "--device must be auto or cpu or webgpu"],
     ["train", await config("key", '{"rnak": 8}'), 2, 'key.json: there is no setting "rnak"; there'],
     [
