@@ -22,6 +22,8 @@ export interface AnswerRoom {
   readonly total?: number;
   /** Tokens of the longest answer. Default: the batch's, in sixteens. */
   readonly answer?: number;
+  /** The model's context: sixteens stay within. Default: no limit. */
+  readonly longest?: number;
 }
 
 /**
@@ -60,8 +62,8 @@ export function answerBatch(answers: readonly Answer[], room: AnswerRoom = {}): 
     }
   });
   const rows = answers.length;
-  const total = room.total ??
-    sixteens(Math.max(...answers.map((a) => a.prompt.length + a.tokens.length)));
+  const most = Math.max(...answers.map((a) => a.prompt.length + a.tokens.length));
+  const total = room.total ?? Math.max(most, Math.min(sixteens(most), room.longest ?? Infinity));
   const length = room.answer ?? sixteens(Math.max(...answers.map((a) => a.tokens.length)));
   const width = total - 1; // the last token is read by nobody
   const ids = new Int32Array(rows * width);

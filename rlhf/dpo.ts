@@ -110,7 +110,8 @@ export function dpoLoss(
   const of = (side: "chosen" | "rejected"): Answer[] =>
     pairs.map((pair) => ({ prompt: pair.prompt, tokens: pair[side], ended: true }));
   // Chosen and rejected in one pass: rows of one batch.
-  const batch = answerBatch([...of("chosen"), ...of("rejected")], room);
+  const longest = model.config.max_position_embeddings;
+  const batch = answerBatch([...of("chosen"), ...of("rejected")], { longest, ...room });
   const policy = answerLogprobs(model, batch); // [2B]
   const ratios = policy.sub(referenceLogprobs(model, reference, batch)); // log π / π_ref
   const [chosen, rejected] = ratios.split(pairs.length); // [B] each

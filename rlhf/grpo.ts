@@ -148,7 +148,7 @@ export function grpoLoss(
 ): GRPOLoss {
   const { clip, beta = 0, temperature, count, room } = options;
   checkRows(rows, beta, model);
-  const batch = answerBatch(rows, room);
+  const batch = answerBatch(rows, { longest: model.config.max_position_embeddings, ...room });
   const { mask, length } = batch;
   const { logprobs, entropy } = policyPass(model, batch, { temperature });
   const per = (key: "logprobs" | "refLogprobs"): Tensor =>

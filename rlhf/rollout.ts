@@ -83,7 +83,7 @@ export async function measureAnswers(
   try {
     for (let at = 0; at < answers.length; at += size) {
       const rows = answers.slice(at, at + size);
-      const batch = answerBatch(rows, room);
+      const batch = answerBatch(rows, { longest: model.config.max_position_embeddings, ...room });
       const results = noGrad((): Tensor[] => {
         const now = policyPass(model, batch, { value, temperature });
         const reference = withoutAdapters(model, () => policyPass(model, batch, { temperature }));
