@@ -7,6 +7,7 @@ import { assert, assertEquals } from "@std/assert";
 import type { Device } from "@graft/ml";
 import { localGroups, type ParallelOptions, runLocal } from "@graft/ml/dist";
 import { distance, withDevices } from "./ddp_ranks.ts";
+import { forEachLauncher, runJob } from "./dist_launchers.ts";
 import { type Job, type Outcome, trainRank } from "./ddp_train.ts";
 
 /** A job's ranks in this thread, each with one of `devices`. */
@@ -90,3 +91,29 @@ Deno.test({
       assertEquals(threads, first);
     }),
 });
+
+forEachLauncher(
+  "ddp: 2, 3, 4 processes are one device",
+  (launcher) =>
+    withDevices("cpu", 2, async (devices) => {
+      const [job] = JOBS;
+      const [one] = await train(devices.slice(0, 1), job);
+      for (const size of [2, 3, 4]) {
+        const folder = await Deno.makeTempDir();
+        const args = [JSON.stringify(job), folder];
+        const { code, err } = await runJob(launcher, size, "tests/ddp_train.ts", args);
+        assertEquals(code, 0, err);
+        const outcomes: Outcome[] = [];
+        for (let rank = 0; rank < size; rank++) {
+          const text = await Deno.readTextFile(`${folder}/${rank}.json`);
+          const { losses, parameters, gradients } = JSON.parse(text);
+          const floats = (values: number[]): Float32Array => Float32Array.from(values);
+          outcomes.push({ losses, parameters: floats(parameters), gradients: floats(gradients) });
+        }
+        assertAlike(outcomes, one, job);
+        // Two numbers have one sum.
+        if (size === 2) assertEquals(outcomes, await train(devices, job));
+        await Deno.remove(folder, { recursive: true });
+      }
+    }),
+);

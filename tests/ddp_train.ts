@@ -131,3 +131,12 @@ export async function main(kind: "cpu" | "webgpu", job: Job): Promise<Outcome> {
     await device.close();
   }
 }
+
+// A process of a launched job writes what it came to where it is told.
+if (import.meta.main) {
+  const [job, folder] = Deno.args;
+  const { losses, parameters, gradients } = await main("cpu", JSON.parse(job));
+  const outcome = { losses, parameters: [...parameters], gradients: [...gradients] };
+  const rank = Deno.env.get("PMI_RANK") ?? Deno.env.get("OMPI_COMM_WORLD_RANK");
+  await Deno.writeTextFile(`${folder}/${rank}.json`, JSON.stringify(outcome));
+}
