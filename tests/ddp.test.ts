@@ -51,9 +51,10 @@ const JOBS: Job[] = [
   { method: "lora", optimizer: "sgd", steps: 30, rows: 8, accumulate: 2 },
 ];
 
-for (const [kind, sizes] of [["cpu", [1, 2, 3, 4]], ["webgpu", [2]]] as const) {
+for (const kind of ["cpu", "webgpu"] as const) {
   for (const job of kind === "cpu" ? JOBS : JOBS.slice(0, 2)) {
     const { method, optimizer, accumulate, checkpointing } = job;
+    const sizes = kind === "webgpu" ? [2] : accumulate || checkpointing ? [1, 3] : [1, 2, 3, 4];
     const name = [
       method,
       optimizer,
@@ -93,12 +94,12 @@ Deno.test({
 });
 
 forEachLauncher(
-  "ddp: 2, 3, 4 processes are one device",
+  "ddp: processes are one device",
   (launcher) =>
     withDevices("cpu", 2, async (devices) => {
       const [job] = JOBS;
       const [one] = await train(devices.slice(0, 1), job);
-      for (const size of [2, 3, 4]) {
+      for (const size of launcher.name === "mpich" ? [2, 3, 4] : [2]) {
         const folder = await Deno.makeTempDir();
         const args = [JSON.stringify(job), folder];
         const { code, err } = await runJob(launcher, size, "tests/ddp_train.ts", args);
