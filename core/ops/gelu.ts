@@ -3,6 +3,7 @@ import { apply, constant, type Expr } from "../expr.ts";
 import { pointwise, type PointwiseFunction } from "../op.ts";
 import type { Tensor } from "../tensor.ts";
 import { erfReference } from "./erf.ts";
+import { sigmoidOf } from "./sigmoid.ts";
 
 const f = (value: number): Expr => constant("f32", value);
 const SQRT_2_OVER_PI = Math.sqrt(2 / Math.PI);
@@ -26,24 +27,49 @@ const geluExact: PointwiseFunction = pointwise({
   cost: 20,
 });
 
-/** 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 x³))). */
+/** 2·√(2/π)·(x + 0.044715 x³), and its slope: (1 + tanh(y)) / 2 is sigmoid(2 y). */
+const A = 2 * SQRT_2_OVER_PI;
+const B = A * CUBIC;
+const argumentOf = (x: Expr): Expr =>
+  apply("mul", x, apply("add", f(A), apply("mul", f(B), apply("mul", x, x))));
+const slopeOf = (x: Expr): Expr => apply("add", f(A), apply("mul", f(3 * B), apply("mul", x, x)));
+
+/** 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 x³))), by a sigmoid. */
 const geluTanh: PointwiseFunction = pointwise({
   name: "geluTanh",
-  expr: ([x]) => {
-    const cube = apply("mul", x, apply("mul", x, x));
-    const inner = apply("mul", f(SQRT_2_OVER_PI), apply("add", x, apply("mul", f(CUBIC), cube)));
-    return apply("mul", apply("mul", f(0.5), x), apply("add", f(1), apply("tanh", inner)));
-  },
-  gradient: ({ g, inputs: [x] }) => {
-    const t = x.add(x.mul(x).mul(x).mul(CUBIC)).mul(SQRT_2_OVER_PI).tanh();
-    const slope = x.square().mul(3 * CUBIC).add(1).mul(SQRT_2_OVER_PI);
-    const bend = x.mul(t.square().neg().add(1)).mul(slope);
-    return [g.mul(t.add(1).add(bend).mul(0.5))];
-  },
+  expr: ([x]) => apply("mul", x, sigmoidOf(argumentOf(x))),
+  gradient: ({ g, inputs: [x] }) => [geluTanhGradient(x, g)],
   reference: (x) => 0.5 * x * (1 + Math.tanh(SQRT_2_OVER_PI * (x + CUBIC * x ** 3))),
   domain: [[-3, 3]],
   dtypes: FLOATS,
   cost: 20,
+});
+
+/** g · s · (1 + x · (1 - s) · slope) with s the sigmoid: one kernel that reads x and g alone. */
+const geluTanhGradient: PointwiseFunction = pointwise({
+  name: "geluTanhGradient",
+  expr: ([x, g]) => {
+    const s = sigmoidOf(argumentOf(x));
+    const bend = apply("mul", apply("mul", x, slopeOf(x)), apply("sub", f(1), s));
+    return apply("mul", g, apply("mul", s, apply("add", f(1), bend)));
+  },
+  gradient: ({ g: gg, inputs: [x, g] }) => {
+    const square = x.square();
+    const s = x.mul(square.mul(B).add(A)).sigmoid();
+    const d = s.mul(s.neg().add(1)); // s'
+    const slope = square.mul(3 * B).add(A);
+    const first = d.mul(slope).mul(x.mul(slope).mul(s.mul(-2).add(1)).add(2));
+    const second = first.add(d.mul(square).mul(6 * B));
+    return [gg.mul(g).mul(second), geluTanhGradient(x, gg)];
+  },
+  reference: (x, g) => {
+    const t = Math.tanh(SQRT_2_OVER_PI * (x + CUBIC * x ** 3));
+    const slope = SQRT_2_OVER_PI * (1 + 3 * CUBIC * x ** 2);
+    return g * 0.5 * (1 + t + x * (1 - t * t) * slope);
+  },
+  domain: [[-3, 3], [-2, 2]],
+  dtypes: FLOATS,
+  cost: 25,
 });
 
 /**
@@ -54,5 +80,5 @@ export function gelu(x: Tensor, approximate: "none" | "tanh" = "none"): Tensor {
   return approximate === "tanh" ? geluTanh(x) : geluExact(x);
 }
 
-/** Both forms' ops, for conformance. */
-export const geluOps: readonly PointwiseFunction[] = [geluExact, geluTanh];
+/** All of its ops, for conformance. */
+export const geluOps: readonly PointwiseFunction[] = [geluExact, geluTanh, geluTanhGradient];

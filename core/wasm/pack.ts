@@ -20,7 +20,7 @@ export interface PanelSource {
 }
 
 /**
- * Packs one panel of `width` lines (6 or 8) as f32 [depth, width]. Of the lines only `valid` exist;
+ * Packs one panel of `width` lines (5 or 8) as f32 [depth, width]. Of the lines only `valid` exist;
  * those beyond repeat the last one, or hold anything.
  */
 export function emitPack(
@@ -38,7 +38,7 @@ export function emitPack(
   const put = (parts: readonly Code[], offset: number) => {
     parts.forEach((part, v) => {
       if (4 * v + 4 <= width) f.store(target, part, offset + 16 * v);
-      else f.storeLane(64, target, part, 0, offset + 16 * v);
+      else f.storeLane(32, target, part, 0, offset + 16 * v);
     });
   };
   if (across === 1) {

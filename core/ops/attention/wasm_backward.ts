@@ -18,6 +18,7 @@ import {
   most,
   mul,
   parts,
+  TILE,
   v128,
   type WasmProgram,
   type WasmStage,
@@ -29,11 +30,13 @@ import {
   keyRange,
   type Layout,
   layoutOf,
+  looksBack,
   packStage,
   PANEL,
   panelBytes,
   panelsOf,
   rowOf,
+  seenBy,
   Visible,
 } from "./wasm_blocks.ts";
 
@@ -155,6 +158,7 @@ function emitBlock(
   const queriesAt = f.let(rowOf(f.input(0), q, b, h, first));
   const doutAt = f.let(rowOf(f.input(at), dout, b, h, first));
   const panel = f.let(add(mul(b, kvHeads), kvHead));
+  const position = f.let(add(keys, -queries, first));
   const weights = f.let(f.scratch);
   const slopes = f.let(add(f.scratch, 4 * block * line));
   const scores = (which: number, left: Local, stride: number, to: Local) =>
@@ -164,6 +168,7 @@ function emitBlock(
       left,
       4 * stride,
       rows,
+      position,
       f.let(panelsOf(f, layout, which, panel)),
       start,
       high,
@@ -186,8 +191,10 @@ function emitBlock(
     const scale = f.vectors.constant(layout.scale);
     const weight = f.let(add(weights, mul(r, 4 * line)));
     const slope = f.let(add(slopes, mul(r, 4 * line)));
+    // Tiles of the keys' gradients reach over the last key that a row sees.
+    const end = seenBy(f, layout, position, high, r, TILE.rows - 1);
     const key = f.let(start);
-    f.upTo(key, high, 4, () => {
+    f.upTo(key, end, 4, () => {
       const seen = f.let(visible.lanes(key));
       const score = f32x4.sub(f32x4.mul(v128.load(weight), scale), lse);
       const p = f.let(v128.and(f.vectors.exp(score), seen));
@@ -214,11 +221,19 @@ function emitBlock(
       c: add(f.output(0), out),
       cRow: outRow,
       accumulate: false,
+      within: (row) => ({
+        to: f.let(most(i32.sub(seenBy(f, layout, position, high, row), start), 0)),
+      }),
     });
   }
   if (!wants.dkv) return;
   const keyRow = 4 * kvHeads * depth;
   const keyAt = f.let(mul(add(mul(add(mul(b, all), start), kvHeads), kvHead), 4 * depth));
+  /** The first query of the block that sees key `start + row`. */
+  const firstSeer = (row: Local) => {
+    const query = f.let(most(f.let(i32.sub(add(start, row), position)), 0));
+    return f.let(least(query, rows));
+  };
   const towards = (output: number, a: Local, b: Local, stride: number) =>
     emitRowProduct(f, {
       rows: count,
@@ -232,6 +247,7 @@ function emitBlock(
       c: add(f.output(output), keyAt),
       cRow: keyRow,
       accumulate: true,
+      within: (row) => looksBack(layout) ? { from: firstSeer(row) } : {},
     });
   towards(1, slopes, queriesAt, q.strides[2]);
   towards(2, weights, doutAt, dout.strides[2]);

@@ -35,7 +35,7 @@ export const PANEL: number = TILE.columns;
 /** Bytes of scores a thread works on at a time, so that they stay in the second-level cache. */
 const SCORES = 1 << 18;
 /** Most queries of a block: a multiple of a tile's rows. */
-const QUERIES = 48;
+const QUERIES = 40;
 
 /** A call of attention or of its gradient. */
 export interface Layout {
@@ -180,24 +180,28 @@ export function packStage(layout: Layout, operands: readonly number[]): WasmStag
 
 /**
  * Products of `rows` rows at `left` (`stride` bytes apart) with the panels of keys from `low`, a
- * multiple of 8, to `high`, into scratch at `to`.
+ * multiple of 8, to `high`, into scratch at `to`. Row 0 stands at `position`; of a causal call, tiles
+ * whose rows all stand before a panel's keys are left out.
  */
 export function emitScores(
   f: KernelFunc,
-  { depth, line }: Layout,
+  layout: Layout,
   left: Code,
   stride: number,
   rows: Int,
+  position: Local,
   panels: Code,
   low: Code,
   high: Code,
   to: Code,
 ): void {
+  const { depth, line } = layout;
   const key = f.let(low);
   f.upTo(key, high, PANEL, () => {
     const b = f.let(add(panels, mul(key, 4 * depth)));
     const c = f.let(add(to, mul(i32.sub(key, low), 4)));
-    eachTile(f, rows, TILE.rows, (row, height) => {
+    const seen = looksBack(layout) ? f.let(most(f.let(i32.sub(key, position)), 0)) : null;
+    const emit = (row: Local, height: number) => {
       emitTile(
         f,
         f.vectors,
@@ -215,8 +219,31 @@ export function emitScores(
         depth,
         0,
       );
-    });
+    };
+    eachTile(f, rows, TILE.along, emit, seen ? f.let(i32.and(seen, -TILE.along)) : 0);
   });
+}
+
+/** Whether a query sees no key behind its own place. */
+export function looksBack({ causal, window }: Layout): boolean {
+  return causal || window > 0;
+}
+
+/**
+ * How many of the keys before `high` the rows of the tile that holds row `row` see, where row 0 stands
+ * at `position`; `more` keys on top.
+ */
+export function seenBy(
+  f: KernelFunc,
+  layout: Layout,
+  position: Local,
+  high: Local,
+  row: Code,
+  more = 0,
+): Local {
+  if (!looksBack(layout)) return high;
+  const last = i32.or(row, TILE.along - 1);
+  return f.let(most(f.let(least(f.let(add(position, last, 1 + more)), high)), 0));
 }
 
 /** A product whose right side is rows of `columns` elements side by side. */
@@ -232,6 +259,8 @@ export interface RowProduct {
   readonly c: Code;
   readonly cRow: number;
   readonly accumulate: boolean;
+  /** The part of the depth that the tile of `height` rows from `row` on takes; default: all of it. */
+  readonly within?: (row: Local, height: number) => { readonly from?: Local; readonly to?: Local };
 }
 
 /** Emits tiles over all rows and columns. */
@@ -240,7 +269,11 @@ export function emitRowProduct(f: KernelFunc, p: RowProduct): void {
   const a = f.let(p.a);
   const b = f.let(p.b);
   const c = f.let(p.c);
-  eachTile(f, p.rows, TILE.rows, (row, rows) => {
+  eachTile(f, p.rows, p.aDepth === 4 ? TILE.along : TILE.rows, (row, rows) => {
+    const { from, to = depth } = p.within?.(row, rows) ?? {};
+    const left = f.let(add(a, mul(row, p.aRow), from ? mul(from, p.aDepth) : 0));
+    const right = from ? f.let(add(b, mul(from, p.bDepth))) : b;
+    const steps = from ? f.let(i32.sub(to, from)) : to;
     const tile = (column: Int, columns: number) =>
       emitTile(
         f,
@@ -253,10 +286,10 @@ export function emitRowProduct(f: KernelFunc, p: RowProduct): void {
           bDepth: p.bDepth,
           cRow: p.cRow,
         },
-        add(a, mul(row, p.aRow)),
-        add(b, mul(column, 4)),
+        left,
+        add(right, mul(column, 4)),
         add(c, mul(row, p.cRow), mul(column, 4)),
-        depth,
+        steps,
         p.accumulate ? 1 : 0,
       );
     const rest = p.columns % TILE.columns;

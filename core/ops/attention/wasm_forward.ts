@@ -17,6 +17,7 @@ import {
   i32,
   type KernelFunc,
   type Local,
+  most,
   mul,
   v128,
   type WasmProgram,
@@ -34,6 +35,7 @@ import {
   panelBytes,
   panelsOf,
   rowOf,
+  seenBy,
   Visible,
 } from "./wasm_blocks.ts";
 
@@ -75,10 +77,11 @@ function emitBlock(f: KernelFunc, layout: Layout, packed: boolean): void {
   // Panels begin at multiples of 8.
   const start = f.let(i32.and(low, -PANEL));
   const left = f.let(rowOf(f.input(0), q, b, h, first));
+  const position = f.let(add(keys, -queries, first));
   const scores = f.scratch;
   if (packed) {
     const panels = f.let(panelsOf(f, layout, 0, add(mul(b, kvHeads), kvHead)));
-    emitScores(f, layout, left, 4 * q.strides[2], count, panels, start, high, scores);
+    emitScores(f, layout, left, 4 * q.strides[2], count, position, panels, start, high, scores);
   } else {
     emitDots(f, layout, left, f.let(rowOf(f.input(1), k, b, kvHead, start)), start, high);
   }
@@ -87,7 +90,14 @@ function emitBlock(f: KernelFunc, layout: Layout, packed: boolean): void {
     const row = f.let(add(first, r));
     const visible = new Visible(f, layout, keys, low, high, { b, h, row });
     const line4 = f.let(add(scores, mul(r, 4 * line)));
-    const { max, sum } = emitSoftmax(f, layout, visible, line4, start, high);
+    const { max, sum } = emitSoftmax(
+      f,
+      layout,
+      visible,
+      line4,
+      start,
+      seenBy(f, layout, position, high, r),
+    );
     const none = f32x4.eq(sum, v128.zero());
     const inverse = v128.andnot(f32x4.div(f.vectors.constant(1), sum), none);
     f.store(add(inverses, mul(r, 16)), inverse);
@@ -111,6 +121,9 @@ function emitBlock(f: KernelFunc, layout: Layout, packed: boolean): void {
     c: out,
     cRow: outRow,
     accumulate: false,
+    within: (row) => ({
+      to: f.let(most(i32.sub(seenBy(f, layout, position, high, row), start), 0)),
+    }),
   });
   f.for(0, count, 1, (r) => {
     const inverse = f.let(v128.load(add(inverses, mul(r, 16))));

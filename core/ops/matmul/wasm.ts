@@ -36,7 +36,7 @@ import { type Batch, matrixOf, type Product } from "./product.ts";
 /** Depth of a block: a panel of b of this depth stays in the first-level cache. */
 const DEPTH = 384;
 /** Rows and columns that one unit computes. */
-const ROWS = 48;
+const ROWS = 60;
 const COLUMNS = 512;
 /** Units there should be at least, where the columns allow. */
 const UNITS = 16;
@@ -206,7 +206,7 @@ function streams(p: Product): WasmStage {
 function straight(p: Product): WasmStage {
   const { m, n, k, a, b } = p;
   const bBytes = bytesOf(b.dtype);
-  const rows = Math.min(m, TILE.rows);
+  const rows = Math.min(m, a.deep === 1 ? TILE.along : TILE.rows);
   const columns = TILE.columns;
   const each = Math.max(columns, Math.ceil(65536 / (k * bBytes) / columns) * columns);
   const blocks = parts(n, each);
@@ -333,6 +333,7 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
 
   // Few columns do not repay packing a.
   const plain = a.dtype === "f32" && (n <= 32 || k <= 16);
+  const tall = plain && a.deep === 1 ? TILE.along : TILE.rows;
   const rows = Math.min(m, ROWS);
   const rowBlocks = parts(m, rows);
   let wide = Math.min(slicePanels, COLUMNS / TILE.columns);
@@ -343,7 +344,7 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
   const columnBlocks = parts(slicePanels, wide);
   const units = sliceBatches * rowBlocks * columnBlocks;
   const cost = 2 * m * n * k * p.batches / SPEED / slices + m * n * p.batches / slices;
-  const rowPanels = parts(rows, TILE.rows);
+  const rowPanels = parts(rows, tall);
   const build = (f: KernelFunc) => {
     const [slice, inSlice, rowBlock, columnBlock] = digits(
       f,
@@ -405,8 +406,8 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
           );
         // The last rows of a are in one panel: a tile of just so many.
         const row = f.let(0);
-        f.upTo(row, add(rowCount, 1 - TILE.rows), TILE.rows, () => tile(row, TILE.rows));
-        for (const rest of restsOf(m, rows)) {
+        f.upTo(row, add(rowCount, 1 - tall), tall, () => tile(row, tall));
+        for (const rest of restsOf(m, rows, tall)) {
           f.if(i32.eq(i32.sub(rowCount, row), rest), () => tile(row, rest));
         }
       };
@@ -432,9 +433,9 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
   };
 }
 
-/** Which numbers of rows can be left after the full tiles of a block of `rows` of `m`. */
-function restsOf(m: number, rows: number): number[] {
-  const rests = [rows, m % rows].map((n) => n % TILE.rows).filter((n) => n !== 0);
+/** Which numbers of rows can be left after the tiles of `tall` rows of a block of `rows` of `m`. */
+function restsOf(m: number, rows: number, tall: number): number[] {
+  const rests = [rows, m % rows].map((n) => n % tall).filter((n) => n !== 0);
   return [...new Set(rests)];
 }
 
