@@ -46,14 +46,19 @@ export interface RankingLoss {
   readonly max_reward: Tensor;
 }
 
-/** Pairs of rows: `better[i]` is ranked above `worse[i]`. */
+/**
+ * All pairs of rows of a prompt: `better[i]` is ranked above `worse[i]`. Ties are there with weight 0, so
+ * that the number of pairs, and with it the plan, does not depend on them.
+ */
 interface Pairs {
   readonly better: number[];
   readonly worse: number[];
   readonly margins: number[];
-  /** 1 over the number of pairs of the same prompt. */
+  /** 1 over the number of the prompt's pairs that do not tie. */
   readonly weights: number[];
-  /** Prompts that have a pair. */
+  /** Pairs that do not tie. */
+  readonly count: number;
+  /** Prompts that have one. */
   readonly groups: number;
 }
 
@@ -86,37 +91,44 @@ export function rankingLoss(
   const scores = model.scores(rows, options.width); // [N]
   const at = (rows: number[]): Tensor => scores.take(tensor(Int32Array.from(rows))); // [P]
   const difference = at(pairs.better).sub(at(pairs.worse));
+  const weights = tensor(Float32Array.from(pairs.weights));
   const loss = tensor(Float32Array.from(pairs.margins)).sub(difference).softplus()
-    .mul(tensor(Float32Array.from(pairs.weights))).sum().div(options.count ?? pairs.groups);
-  return noGrad(() => ({
-    loss,
-    accuracy: difference.gt(0).to("f32").mean(),
-    margin: difference.mean(),
-    mean_reward: scores.mean(),
-    min_reward: scores.min(),
-    max_reward: scores.max(),
-  }));
+    .mul(weights).sum().div(options.count ?? pairs.groups);
+  return noGrad(() => {
+    const share = weights.gt(0).to("f32").div(pairs.count); // each pair alike
+    return {
+      loss,
+      accuracy: difference.gt(0).to("f32").mul(share).sum(),
+      margin: difference.mul(share).sum(),
+      mean_reward: scores.mean(),
+      min_reward: scores.min(),
+      max_reward: scores.max(),
+    };
+  });
 }
 
 function pairsOf(groups: readonly RankedAnswers[]): Pairs {
-  const pairs: Pairs = { better: [], worse: [], margins: [], weights: [], groups: 0 };
-  let first = 0, counted = 0;
+  const better: number[] = [], worse: number[] = [], margins: number[] = [], weights: number[] = [];
+  let first = 0, total = 0, counted = 0;
   for (const { answers, ranks = answers.map((_, i) => i), margin = 0 } of groups) {
-    let count = 0;
+    const start = better.length;
+    const isTie: boolean[] = [];
     for (let i = 0; i < answers.length; i++) {
-      for (let j = 0; j < answers.length; j++) {
-        if (!(ranks[i] < ranks[j])) continue;
-        pairs.better.push(first + i);
-        pairs.worse.push(first + j);
-        pairs.margins.push(margin);
-        count++;
+      for (let j = i + 1; j < answers.length; j++) {
+        const [up, down] = ranks[i] < ranks[j] ? [i, j] : [j, i];
+        better.push(first + up);
+        worse.push(first + down);
+        margins.push(margin);
+        isTie.push(ranks[i] === ranks[j]);
       }
     }
-    for (let i = 0; i < count; i++) pairs.weights.push(1 / count);
+    const count = isTie.filter((tie) => !tie).length;
+    isTie.forEach((tie, k) => weights[start + k] = tie ? 0 : 1 / count);
+    total += count;
     if (count > 0) counted++;
     first += answers.length;
   }
-  return { ...pairs, groups: counted };
+  return { better, worse, margins, weights, count: total, groups: counted };
 }
 
 function checkGroup({ answers, ranks, margin = 0 }: RankedAnswers, g: number): void {
