@@ -133,7 +133,7 @@ export class QuantizedMatrix {
    * read. What `dequantize()` gave is held again to the bit. An element that is not finite makes its
    * block undefined.
    *
-   * Throws a `RangeError` on another shape.
+   * Throws a `RangeError` on another shape, a `TypeError` on another dtype than f32.
    */
   assign(x: Tensor): this {
     if (!sameShape(x.shape, this.shape)) {
@@ -141,6 +141,7 @@ export class QuantizedMatrix {
         `QuantizedMatrix: needs shape ${show(this.shape)}, got ${show(x.shape)}`,
       );
     }
+    if (x.dtype !== "f32") throw new TypeError(`QuantizedMatrix: needs dtype f32, got ${x.dtype}`);
     noGrad(() => {
       const { words, scales } = quantize(x, this.#packing);
       this.words.assign(words as Tensor<"u32">);

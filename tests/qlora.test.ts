@@ -374,8 +374,16 @@ Deno.test("qlora: LoftQ over a model; what it changes, and what it cannot", asyn
       use_dora,
     });
     assertEquals(packedOf(model).size, 7);
-    const off = apart(await logits(model), exact);
-    assert(off < 0.75 * alone, `${off}, packing alone ${alone}`);
+    const now = await logits(model);
+    assert(apart(now, exact) < 0.75 * alone, `${apart(now, exact)}, packing alone ${alone}`);
+    // Base and adapter, each in its file, are the same again.
+    const folder = await Deno.makeTempDir();
+    await model.savePretrained(folder);
+    await saveAdapter(model, folder);
+    const again = await loadModel(folder, { quantize: "nf4" }) as CausalLM;
+    await loadAdapter(again, folder);
+    assertEquals(await logits(again), now);
+    await Deno.remove(folder, { recursive: true });
   }
   const config = { init_lora_weights: "loftq", target_modules: ["q_proj"] };
   const refused = async (model: CausalLM, change: LoraConfig, text: string): Promise<void> => {
@@ -397,6 +405,28 @@ Deno.test("qlora: LoftQ over a model; what it changes, and what it cannot", asyn
     "other adapters of model.layers.0.self_attn.q_proj are made for: first",
   );
   assertThrows(() => addAdapter(adapted, config), Error, "call await injectFromBase()");
+  await device.close();
+});
+
+Deno.test("qlora: embeddings and heads stay floats, where nobody names them", async () => {
+  const device = await init({ device: "cpu" });
+  const cases: [string, string, RegExp][] = [
+    ["tiny_llama", "lm_head.weight", /./],
+    ["families/gpt2", "transformer.wte.weight", /./],
+    ["families/bert_sequence", "classifier.weight", /^bert\.(encoder|pooler)\./],
+    ["families/roberta_token", "classifier.weight", /^roberta\.encoder\./],
+  ];
+  for (const [folder, head, packed] of cases) {
+    const model = await loadModel(`${here}${folder}`, { quantize: "int8" });
+    const names = [...packedOf(model).keys()];
+    assert(names.length > 0 && names.every((name) => packed.test(name)), `${folder}: ${names}`);
+    const others = model.namedParameters().map(([name]) => name).filter((n) => !names.includes(n));
+    assert(others.includes(head), `${folder}: ${others}`);
+    const matrices = others.filter((name) =>
+      /(proj|dense|query|key|value|c_attn|c_fc)\.weight/.test(name)
+    );
+    assertEquals(matrices, [], folder);
+  }
   await device.close();
 });
 

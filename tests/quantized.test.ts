@@ -126,6 +126,7 @@ Deno.test("quantized: bad matrices", async () => {
   const w = new QuantizedMatrix([2, 8]);
   assertThrows(() => w.multiply(tensor([1, 2])), RangeError, "needs [..., 8], got [2]");
   assertThrows(() => w.assign(tensor([[1, 2]])), RangeError, "needs shape [2, 8], got [1, 2]");
+  assertThrows(() => w.assign(tensor([1], { dtype: "f16" }).expand([2, 8])), TypeError, "got f16");
   assertEquals(new QuantizedMatrix([2, 80], { format: "nf4" }).block, 40);
   await device.close();
 });
