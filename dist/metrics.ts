@@ -31,6 +31,7 @@ export async function reduceMetrics<K extends string>(
   if (!(weight >= 0 && weight < Infinity)) {
     throw new RangeError(`reduceMetrics: weight needs a number from 0 on, got ${weight}`);
   }
+  if (group.size === 1) return { ...metrics }; // not even rounded
   const names = Object.keys(metrics) as K[];
   const values = names.map((name) => weight === 0 ? 0 : metrics[name] * weight);
   const label = `metrics ${names.join(", ")}`;

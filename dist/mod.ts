@@ -22,6 +22,7 @@ export type {
   Reducible,
   Transferable,
 } from "./group.ts";
+export { onFirstRank } from "./first_rank.ts";
 export { f16Compression } from "./f16.ts";
 export type { GradientHook } from "./hooks.ts";
 export { type InitOptions, initProcessGroup } from "./init.ts";

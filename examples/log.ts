@@ -36,26 +36,33 @@ export async function readMetrics(path: string): Promise<Record<string, unknown>
   });
 }
 
-/** A bar on a terminal, plain lines elsewhere. */
+/** A bar on a terminal, plain lines elsewhere; nothing where it is quiet, as on all ranks but one. */
 export class Progress {
+  readonly #quiet: boolean;
   readonly #terminal = Deno.stdout.isTerminal();
   readonly #started = performance.now();
   #first: { step: number; at: number } | null = null;
   #printed = 0;
 
+  constructor(quiet = false) {
+    this.#quiet = quiet;
+  }
+
   /** Prints a line that stays. */
   line(text: string): void {
+    if (this.#quiet) return;
     this.#clear();
     console.log(text);
   }
 
   /** Says what is being done now. */
   note(text: string): void {
-    if (this.#terminal) this.#draw(text);
+    if (this.#terminal && !this.#quiet) this.#draw(text);
   }
 
   /** Shows a step of a loop that ends at `steps`. */
   step(step: number, steps: number, loss: number, tokensPerSecond: number): void {
+    if (this.#quiet) return;
     this.#first ??= { step, at: performance.now() };
     const done = step - this.#first.step;
     const each = done > 0 ? (performance.now() - this.#first.at) / done : NaN;
