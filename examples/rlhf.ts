@@ -1,0 +1,323 @@
+/**
+ * The three stages of InstructGPT on stories15M: `deno task rlhf --help`.
+ *
+ * Fine-tuning on passages of children's books, a reward model from ranked answers, PPO against it with
+ * and without PPO-ptx. Each stage is a file in `rlhf/`, as a pattern for one of your own. Left out:
+ * several devices, a value model of its own, and chat.
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import { type DeviceName, init } from "@graft/ml";
+import { loadStories15M, loadTokenizer, type Tokenizer } from "@graft/ml/data";
+import { type RankedAnswers, readRankings, type Reward, RewardModel } from "@graft/ml/rlhf";
+import { writeWhole } from "./charts.ts";
+import { Progress } from "./log.ts";
+import { runPPO } from "./rlhf/ppo.ts";
+import { writeReport } from "./rlhf/report.ts";
+import { type Answered, rankedByRule, sampleRanked, trainReward } from "./rlhf/reward.ts";
+import { fineTune } from "./rlhf/sft.ts";
+import { type Figures, type Host, isThere, Stopped } from "./rlhf/stage.ts";
+import { readTexts, type Texts } from "./rlhf/texts.ts";
+
+const HELP = `Fine-tuning, a reward model and PPO, one after the other, on stories15M.
+
+  deno task rlhf [flags]
+
+  --rankings FILE     a person's ranks of the answers, in place of the rule's
+  --until STAGE       end after sft, answers, reward, ppo or ppo-ptx  (ppo-ptx)
+  --sft-steps N       steps of fine-tuning                            (30)
+  --prompts N         prompts with 4 answers each to rank             (256)
+  --held-out N        prompts to measure every policy on              (64)
+  --reward-epochs N   times the reward model sees them                (2)
+  --ppo-steps N       rollouts that PPO learns from                   (7)
+  --rollouts N        answers in each, an even number                 (32)
+  --ppo-lr X          learning rate of PPO                            (0.0005)
+  --beta X            coefficient of the KL penalty at the start      (0.5)
+  --kl-target X       KL to steer to, in nats an answer               (6)
+  --kl-limit X        KL at which a run stops, in nats an answer      (40)
+  --ptx X             weight of PPO-ptx's loss                        (0.3)
+  --device NAME       auto, cpu or webgpu                             (auto)
+  --seed N            decides every random choice                     (0)
+  --out DIR           where everything goes                           (out/rlhf)
+  --resume            go on with the run in --out
+  --help              this text
+
+The rule that stands in for a person counts cheerful words and takes off the gloomy ones. To rank
+yourself: run with --until answers, read answers.jsonl, write a line of
+{"id": "prompt-0", "ranks": [0, 2, 1, 2]} for each prompt you care to rank, 0 for the best answer and
+equal numbers for a tie, and go on with --resume --rankings FILE.`;
+
+const STAGES = ["ppo-ptx", "sft", "answers", "reward", "ppo"] as const;
+
+/** What the flags say. */
+interface Settings {
+  readonly rankings: string;
+  readonly until: typeof STAGES[number];
+  readonly sftSteps: number;
+  readonly prompts: number;
+  readonly heldOut: number;
+  readonly rewardEpochs: number;
+  readonly ppoSteps: number;
+  readonly rollouts: number;
+  readonly ppoLr: number;
+  readonly beta: number;
+  readonly klTarget: number;
+  readonly klLimit: number;
+  readonly ptx: number;
+  readonly device: DeviceName;
+  readonly seed: number;
+  readonly out: string;
+  readonly resume: boolean;
+}
+
+/** Flags that cannot be: exit code 2. */
+class UsageError extends Error {}
+
+/** What the stages share. */
+interface Recipe extends Host {
+  readonly settings: Settings;
+  readonly log: Progress;
+  readonly base: string;
+  readonly tokenizer: Tokenizer;
+  readonly texts: Texts;
+  readonly summaries: Record<string, Figures>;
+}
+
+/** The whole recipe. Throws `Stopped` on Ctrl-C. */
+async function run(settings: Settings): Promise<void> {
+  const { out } = settings;
+  const log = new Progress();
+  const device = await init({ device: settings.device });
+  log.line(`device: ${device.name} (${device.description})`);
+  let stopped = false;
+  const stop = (): void => {
+    if (stopped) Deno.exit(130);
+    stopped = true;
+    log.line("stopping after this step");
+  };
+  Deno.addSignalListener("SIGINT", stop);
+  try {
+    await begin(settings);
+    const base = await loadStories15M({ onProgress: (text) => log.line(text) });
+    const tokenizer = await loadTokenizer(base);
+    log.note("reading the texts");
+    const texts = await readTexts(tokenizer, settings.prompts, settings.heldOut);
+    const host = { log, stopped: () => stopped };
+    await stages({ ...host, settings, base, tokenizer, texts, summaries: {} });
+    log.line(`done in ${log.elapsed()}; everything is in ${out}`);
+  } finally {
+    Deno.removeSignalListener("SIGINT", stop);
+    await device.close();
+  }
+}
+
+async function stages(recipe: Recipe): Promise<void> {
+  const { settings, base, tokenizer, texts, log } = recipe;
+  const { out, until, seed } = settings;
+  const sft = `${out}/sft`, rewardFolder = `${out}/reward`;
+  await once("sft", recipe, () => fineTune(base, sft, texts, settings, recipe));
+  if (until === "sft") return;
+
+  const path = `${out}/answers.jsonl`;
+  const answered = await sampleRanked(sft, path, texts, tokenizer, seed, recipe);
+  log.line(
+    `answers: ${answered.length} prompts with ${answered[0].answers.length} each, in ${path}`,
+  );
+  if (until === "answers") return;
+  await once("reward", recipe, async () => {
+    const groups = await ranked(answered, settings.rankings);
+    return await trainReward(sft, rewardFolder, groups, texts, settings, recipe);
+  });
+  if (until === "reward") return;
+
+  const model = await RewardModel.fromPretrained(sft, { adapter: rewardFolder });
+  const reward: Reward = (answers) => model.reward(answers, { batch: 32 });
+  for (const [stage, ptx] of [["ppo", 0], ["ppo-ptx", settings.ptx]] as const) {
+    await once(
+      stage,
+      recipe,
+      () => runPPO(sft, `${out}/${stage}`, reward, texts, tokenizer, { ...settings, ptx }, recipe),
+    );
+    if (until === stage) break;
+  }
+  const table = results(recipe.summaries);
+  log.line(`\n${aligned(table)}\n`);
+  log.line(`wrote ${await writeReport(out, table, recipe.summaries)}`);
+}
+
+/** Runs a stage unless a run before has ended it, and keeps its figures. */
+async function once(name: string, recipe: Recipe, stage: () => Promise<Figures>): Promise<void> {
+  const { settings, log, summaries } = recipe;
+  const path = `${settings.out}/${name}/done.json`;
+  const isDone = await isThere(path);
+  const figures: Figures = isDone ? JSON.parse(await Deno.readTextFile(path)) : await stage();
+  if (!isDone) await writeWhole(path, `${JSON.stringify(figures, null, 2)}\n`);
+  summaries[name] = figures;
+  const shown = Object.entries(figures).map(([key, value]) => `${key} ${+value.toFixed(3)}`);
+  log.line(`${name}: ${isDone ? "done before" : `done at ${log.elapsed()}`}: ${shown.join(", ")}`);
+}
+
+/** The answers with the ranks that a person gave, or the rule gives. */
+async function ranked(answered: readonly Answered[], file: string): Promise<RankedAnswers[]> {
+  const ranks = file === ""
+    ? new Map(answered.map((a) => [a.id, rankedByRule(a)]))
+    : await readRankings(file, answered);
+  return answered.flatMap(({ id, promptTokens: prompt, tokens: answers }) => {
+    const own = ranks.get(id);
+    return own ? [{ prompt, answers, ranks: own }] : [];
+  });
+}
+
+/** What came of it: a head, and a row for each policy. */
+function results(summaries: Readonly<Record<string, Figures>>): string[][] {
+  const signed = (x: number): string => `${x < 0 ? "" : "+"}${x.toFixed(3)}`;
+  const row = (name: string, f: Figures): string[] => [
+    name,
+    f.rule.toFixed(2),
+    signed((f.rule - f.rule_before) / f.rule_std_before),
+    f.reward.toFixed(2),
+    f.kl.toFixed(2),
+    f.general_loss.toFixed(3),
+    signed(f.general_loss - f.general_loss_before),
+  ];
+  const { ppo, "ppo-ptx": ptx } = summaries;
+  const start = {
+    ...ppo,
+    rule: ppo.rule_before,
+    reward: ppo.reward_before,
+    kl: ppo.kl_before,
+    general_loss: ppo.general_loss_before,
+  };
+  return [
+    ["policy", "rule's score", "in its deviations", "reward", "KL", "general loss", "rise"],
+    row("fine-tuned", start),
+    row("PPO", ppo),
+    ...ptx ? [row("PPO-ptx", ptx)] : [],
+  ];
+}
+
+/** Cells in columns. */
+function aligned(rows: readonly (readonly string[])[]): string {
+  const widths = rows[0].map((_, i) => Math.max(...rows.map((row) => row[i].length)));
+  return rows.map((row) => row.map((cell, i) => cell.padEnd(widths[i])).join("  ")).join("\n");
+}
+
+/** Settings of a fresh run are kept for those that resume it; what a run before left goes. */
+async function begin(settings: Settings): Promise<void> {
+  const { out, resume } = settings;
+  if (resume) return;
+  for (const name of ["sft", "reward", "ppo", "ppo-ptx"]) {
+    for (const file of ["checkpoint.safetensors", "done.json", "metrics.jsonl"]) {
+      await Deno.remove(`${out}/${name}/${file}`).catch(() => {});
+    }
+  }
+  await Deno.remove(`${out}/answers.jsonl`).catch(() => {});
+  await Deno.mkdir(out, { recursive: true });
+  await writeWhole(`${out}/settings.json`, `${JSON.stringify(settings, null, 2)}\n`);
+}
+
+/** Flags that a resumed run may change. */
+const MAY_CHANGE: readonly string[] = ["rankings", "until", "device", "klLimit", "out", "resume"];
+
+/** What the flags say, or null where they ask for help. A resumed run keeps to its first flags. */
+async function parseFlags(args: string[]): Promise<Settings | null> {
+  const bad = (message: string): never => {
+    throw new UsageError(`${message}; --help lists the flags`);
+  };
+  // deno-fmt-ignore
+  const texts = [
+    "rankings", "until", "sft-steps", "prompts", "held-out", "reward-epochs", "ppo-steps", "rollouts", "ppo-lr", "beta",
+    "kl-target", "kl-limit", "ptx", "device", "seed", "out",
+  ];
+  const flags = parseArgs(args, {
+    string: texts,
+    boolean: ["resume", "help"],
+    unknown: (arg: string) => bad(`there is no flag ${arg}`),
+  }) as Record<string, unknown>;
+  if (flags.help) return null;
+  for (const name of texts) {
+    if (flags[name] === "" || Array.isArray(flags[name])) bad(`--${name} needs one value`);
+  }
+  const number = (name: string, otherwise: number, least: number): number => {
+    const value = Number(flags[name] ?? otherwise);
+    if (!(value >= least && value < Infinity)) {
+      bad(`--${name} must be a number from ${least} on, got "${flags[name]}"`);
+    }
+    return value;
+  };
+  const whole = (name: string, otherwise: number, least: number): number => {
+    const value = number(name, otherwise, least);
+    if (!Number.isSafeInteger(value)) bad(`--${name} must be whole, got "${flags[name]}"`);
+    return value;
+  };
+  const word = <T extends string>(name: string, words: readonly T[]): T => {
+    const value = (flags[name] ?? words[0]) as T;
+    if (!words.includes(value)) bad(`--${name} must be ${words.join(" or ")}, got "${value}"`);
+    return value;
+  };
+  const settings: Settings = {
+    rankings: (flags.rankings ?? "") as string,
+    until: word("until", STAGES),
+    sftSteps: whole("sft-steps", 30, 1),
+    prompts: whole("prompts", 256, 16),
+    heldOut: whole("held-out", 64, 4),
+    rewardEpochs: whole("reward-epochs", 2, 1),
+    ppoSteps: whole("ppo-steps", 7, 1),
+    rollouts: whole("rollouts", 32, 2),
+    ppoLr: number("ppo-lr", 0.0005, 0),
+    beta: number("beta", 0.5, 0),
+    klTarget: number("kl-target", 6, 1e-6),
+    klLimit: number("kl-limit", 40, 0),
+    ptx: number("ptx", 0.3, 0),
+    device: word("device", ["auto", "cpu", "webgpu"]),
+    seed: whole("seed", 0, 0),
+    out: (flags.out ?? "out/rlhf") as string,
+    resume: flags.resume as boolean,
+  };
+  if (settings.rollouts % 2 !== 0) bad(`--rollouts must be even, got ${settings.rollouts}`);
+  return settings.resume ? await resumed(settings, flags) : settings;
+}
+
+/** The settings that the run in `--out` began with, but for what may change. */
+async function resumed(
+  settings: Settings,
+  flags: Readonly<Record<string, unknown>>,
+): Promise<Settings> {
+  const path = `${settings.out}/settings.json`;
+  let first: Record<string, unknown>;
+  try {
+    first = JSON.parse(await Deno.readTextFile(path));
+  } catch (error) {
+    throw new Error(
+      `--resume: cannot read ${path}: ${error instanceof Error ? error.message : error}`,
+    );
+  }
+  const result: Record<string, unknown> = { ...settings };
+  for (const [key, value] of Object.entries(first)) {
+    if (MAY_CHANGE.includes(key)) continue;
+    const flag = key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    if (flags[flag] !== undefined && result[key] !== value) {
+      throw new UsageError(
+        `the run in ${settings.out} began with --${flag} ${value}, which --resume cannot change`,
+      );
+    }
+    result[key] = value;
+  }
+  return result as unknown as Settings;
+}
+
+if (import.meta.main) {
+  try {
+    const settings = await parseFlags(Deno.args);
+    if (settings) await run(settings);
+    else console.log(HELP);
+    Deno.exit(0);
+  } catch (error) {
+    if (error instanceof Stopped) {
+      console.log(`${error.message}; to go on: the same flags with --resume`);
+      Deno.exit(130);
+    }
+    console.error(`error: ${error instanceof Error ? error.message : error}`);
+    Deno.exit(error instanceof UsageError ? 2 : 1);
+  }
+}
