@@ -8,7 +8,7 @@ const root = new URL("../", import.meta.url).pathname;
 const decoder = new TextDecoder();
 
 /** A job that has not ended by then hangs. */
-const HANG = 90_000;
+const HANG = 180_000;
 
 /** A launcher of MPI jobs. */
 export interface Launcher {
