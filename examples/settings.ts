@@ -16,11 +16,11 @@ export type Method = typeof METHODS[number];
 
 /** How `docs/train.md` found them: AdamW, constant after warm-up, on the default task. */
 export const LEARNING_RATES: Readonly<Record<Method, number>> = {
-  "lora": 0.003,
-  "dora": 0.003,
-  "prompt": 0.03,
-  "ptuning-v2": 0.01,
-  "full": 0.0005,
+  "lora": 0.001,
+  "dora": 0.001,
+  "prompt": 0.05,
+  "ptuning-v2": 0.03,
+  "full": 0.00015,
 };
 
 /** A run's settings; each has a flag and a key of the same name in a file. */
@@ -185,8 +185,8 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
   return {
     method,
     model: text("model", "stories15M"),
-    rank: whole("rank", 8, 1),
-    alpha: number("alpha", 16, 0),
+    rank: whole("rank", 32, 1),
+    alpha: number("alpha", 64, 0),
     target: names("target", "all-linear"),
     quantize,
     virtualTokens: whole("virtual-tokens", 16, 1),
@@ -203,18 +203,6 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
     out: text("out", "out/train"),
     resume,
   };
-}
-
-/**
- * How many devices of this machine a run is to use: no setting, for it changes nothing but the time.
- *
- * Throws a `UsageError` where it is no whole number.
- */
-export function devicesOf(given: Given): number {
-  const { value = 1, label = "" } = given.get("devices") ?? {};
-  const devices = Number(value);
-  if (Number.isSafeInteger(devices) && devices > 0) return devices;
-  throw new UsageError(`${label} must be a whole number from 1 on, got "${value}"`);
 }
 
 /** Where the checkpoint of the run in `out` is. */

@@ -30,7 +30,7 @@ Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run agai
   await Deno.writeTextFile(`${model}/play.txt`, lines.join("\n"));
   const shared = ["--model", model, "--data", `${model}/play.txt`, "--device", "cpu", "--out", out];
   const sizes = ["--seq", "16", "--batch", "1", "--virtual-tokens", "3", "--lrs", "1"];
-  const args = [...shared, ...sizes, "--steps", "300"];
+  const args = [...shared, ...sizes, "--steps", "300", "--target", "q_proj"];
 
   const child = command(...args, "--methods", "lora,full").spawn();
   const output = child.output();
@@ -46,7 +46,7 @@ Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run agai
 
   const [code, text, err] = await run(...args, "--methods", "lora,full");
   assertEquals([code, err], [0, ""], text);
-  assertStringIncludes(text, "[1/2] lora, learning rate 0.003: done before");
+  assertStringIncludes(text, `[1/2] lora, learning rate ${LEARNING_RATES.lora}: done before`);
   assert(/resumes after step \d+/.test(text), text);
   assertEquals(await Deno.readTextFile(`${first}/run.json`), done);
   assertStringIncludes(text, "The goal is to come within 0.05");
@@ -60,9 +60,12 @@ Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run agai
   assert(page.includes("<svg") && !page.includes("<script"), page.slice(0, 100));
 
   // Other settings would not be comparable.
-  const other = await run(...args, "--methods", "lora", "--rank", "2");
+  const other = await run(...args, "--methods", "lora", "--target", "v_proj");
   assertEquals(other[0], 2);
-  assertStringIncludes(other[2], "holds a run with rank 8, this one has 2: choose another --out");
+  assertStringIncludes(
+    other[2],
+    'holds a run with target "q_proj", this one has "v_proj": choose another --out',
+  );
   await Deno.remove(model, { recursive: true });
 });
 
