@@ -1,6 +1,7 @@
 /** The search as a user runs it: trials as processes, pruning, a stop and going on, bad flags. */
 
 import { assert, assertEquals } from "@std/assert";
+import { tinyModel } from "./tiny_model.ts";
 
 const root = new URL("../", import.meta.url).pathname;
 
@@ -37,7 +38,19 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   const out = `${folder}/out`, play = `${folder}/play.txt`;
   const lines = Array.from({ length: 60 }, (_, i) => `Line ${i} of a play: to be, or not to be.`);
   await Deno.writeTextFile(play, lines.join("\n"));
-  const small = ["--device", "cpu", "--data", play, "--batch", "2", "--seq", "32"];
+  const model = await tinyModel();
+  const small = [
+    "--model",
+    model,
+    "--device",
+    "cpu",
+    "--data",
+    play,
+    "--batch",
+    "2",
+    "--seq",
+    "16",
+  ];
   const flags = ["--out", out, "--steps", "2", "--sampler", "random", "--", ...small];
 
   const child = command(["--trials", "2", ...flags]).spawn();
@@ -56,7 +69,7 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   const best = JSON.parse(await Deno.readTextFile(`${out}/best.json`));
   assertEquals(
     Object.keys(best).sort().join(),
-    "alpha,batch,data,device,lr,rank,seq,target",
+    "alpha,batch,data,device,lr,model,rank,seq,target",
   );
   // The final run has the best trial's settings.
   const adapter = JSON.parse(await Deno.readTextFile(`${out}/final/adapter_config.json`));
