@@ -11,10 +11,9 @@ import { init, manualSeed, noGrad, normal, tensor } from "@graft/ml";
 import {
   type CausalLM,
   dequantize,
-  Linear,
   LlamaForCausalLM,
   loadModel,
-  Module,
+  type Module,
   Parameter,
   quantize,
   QuantizedParameter,
@@ -25,7 +24,6 @@ import {
   adapterState,
   addAdapter,
   inject,
-  injectFromBase,
   loadAdapter,
   type LoraConfig,
   merge,
@@ -38,18 +36,8 @@ import {
   withRowAdapters,
 } from "@graft/ml/peft";
 import { forEachDevice } from "./devices.ts";
+import { apart, One, packedOf } from "./packed.ts";
 import { golden, here, near, shifted } from "./parity/golden.ts";
-
-const apart = (a: ArrayLike<number>, b: ArrayLike<number>): number =>
-  Array.from(a).reduce((most, x, i) => Math.max(most, Math.abs(x - b[i])), 0);
-
-function packedOf(model: Module): Map<string, QuantizedParameter> {
-  return new Map(
-    model.namedParameters().flatMap(([name, p]) =>
-      p instanceof QuantizedParameter ? [[name, p]] : []
-    ),
-  );
-}
 
 forEachDevice("qlora: PEFT over bitsandbytes, logits, gradients, merged, files", async (_, t) => {
   for (const name of ["lora", "dora"]) {
@@ -299,113 +287,15 @@ Deno.test("qlora: memory is that of the codes, while loading too", async () => {
     assert(temporaryBytes < linear, `${temporaryBytes} bytes`);
     await device.close();
   }
-  await Deno.remove(folder, { recursive: true });
-});
-
-/** One layer, so that a golden matrix is all there is. */
-class One extends Module {
-  layer: Linear;
-  constructor(weight: Parameter) {
-    super();
-    this.layer = new Linear(weight.shape[1], weight.shape[0], { weight, bias: false });
-  }
-}
-
-/** ‖x‖ */
-const length = (x: ArrayLike<number>): number =>
-  Math.sqrt(Array.from(x).reduce((sum, v) => sum + v * v, 0));
-
-forEachDevice("qlora: LoftQ is PEFT's, and nearer to the weight than packing alone", async () => {
-  await using file = await golden("quantized.safetensors");
-  const w = await file.floats("loftq.w");
-  const rest = (...parts: ArrayLike<number>[]): number =>
-    length(w.map((x, i) => x - parts.reduce((sum, part) => sum + part[i], 0)));
-  for (const bits of [4, 8]) {
-    let before = Infinity;
-    for (const iterations of [1, 4]) {
-      const model = new One(new Parameter(await file.tensor("loftq.w")));
-      const plain = QuantizedParameter.from(model.layer.weight, {
-        format: bits === 4 ? "nf4" : "int8",
-      });
-      const alone = rest(await plain.data());
-      await injectFromBase(model, {
-        r: 6,
-        lora_alpha: 15, // PEFT's start is right for a scale of 1 alone
-        target_modules: ["layer"],
-        init_lora_weights: "loftq",
-        loftq_config: { loftq_bits: bits, loftq_iter: iterations },
-      });
-      const { weight } = model.layer;
-      assert(weight instanceof QuantizedParameter);
-      const [a, b] = model.trainable();
-      const q = await weight.data(), ba = await b.matmul(a).mul(15 / 6).data();
-      const left = rest(q, ba);
-      assert(left < 0.8 * alone, `${left}, packing alone ${alone}`);
-      assert(left < before, `more iterations leave less: ${left}, was ${before}`);
-      before = left;
-      const key = `loftq.${bits}.${iterations}`;
-      const [peftQ, peftBA] = [await file.floats(`${key}.q`), await file.floats(`${key}.ba`)];
-      if (bits === 4 && iterations === 1) {
-        near("Q", q, peftQ, 1e-6);
-        near("BA", ba, peftBA, 1e-4);
-      }
-      // A scale for each block, not for each row, leaves less.
-      const theirs = rest(peftQ, peftBA);
-      if (bits === 4) assert(Math.abs(left - theirs) < 0.01 * theirs, `${left}, PEFT's ${theirs}`);
-      else assert(left < theirs, `${left}, PEFT's ${theirs}`);
-    }
-  }
-});
-
-Deno.test("qlora: LoftQ over a model; what it changes, and what it cannot", async () => {
-  const device = await init({ device: "cpu" });
-  const load = (options = {}) => loadModel(`${here}qlora`, options) as Promise<CausalLM>;
-  const ids = tensor([[1, 5, 7, 2]], { dtype: "i32" });
-  const logits = (model: CausalLM) => model.logits(model.forward(ids)).data();
-  const exact = await logits(await load());
-  const alone = apart(await logits(await load({ quantize: "nf4" })), exact);
-  for (const use_dora of [false, true]) {
-    const model = await load();
-    await injectFromBase(model, {
-      r: 16,
-      target_modules: "all-linear",
-      init_lora_weights: "loftq",
-      loftq_config: { loftq_iter: 5 },
-      use_dora,
-    });
-    assertEquals(packedOf(model).size, 7);
-    const now = await logits(model);
-    assert(apart(now, exact) < 0.75 * alone, `${apart(now, exact)}, packing alone ${alone}`);
-    // Base and adapter, each in its file, are the same again.
-    const folder = await Deno.makeTempDir();
-    await model.savePretrained(folder);
-    await saveAdapter(model, folder);
-    const again = await loadModel(folder, { quantize: "nf4" }) as CausalLM;
-    await loadAdapter(again, folder);
-    assertEquals(await logits(again), now);
-    await Deno.remove(folder, { recursive: true });
-  }
-  const config = { init_lora_weights: "loftq", target_modules: ["q_proj"] };
-  const refused = async (model: CausalLM, change: LoraConfig, text: string): Promise<void> => {
-    const before = await logits(model);
-    await assertRejects(() => injectFromBase(model, { ...config, ...change }), Error, text);
-    assertEquals(await logits(model), before);
-  };
-  await refused(await load({ quantize: "int8" }), {}, "q_proj is packed already");
-  await refused(
-    await load(),
-    { target_modules: ["q_proj", "embed_tokens"] },
-    "embed_tokens is none",
-  );
-  await refused(await load(), { r: 64, rank_pattern: { q_proj: 65 } }, "rank of at most");
-  const adapted = inject(await load(), { target_modules: ["q_proj"] }, { name: "first" });
-  await assertRejects(
-    () => injectFromBase(adapted, config, { name: "second" }),
-    Error,
-    "other adapters of model.layers.0.self_attn.q_proj are made for: first",
-  );
-  assertThrows(() => addAdapter(adapted, config), Error, "call await injectFromBase()");
+  // One after another: floats go as codes come.
+  device = await init({ device: "cpu" });
+  const model = await quantize(await LlamaForCausalLM.fromPretrained(folder), { format: "int8" });
+  const held = [...packedOf(model).values()].reduce((sum, p) => sum + p.bytes, 0);
+  const { bytes, peakBytes } = device.counters;
+  assert(bytes < held + linear, `${bytes} bytes are left, ${held} of them held`);
+  assert(peakBytes < 5 * linear, `${peakBytes} bytes while packing, ${4 * linear} before`);
   await device.close();
+  await Deno.remove(folder, { recursive: true });
 });
 
 Deno.test("qlora: embeddings and heads stay floats, where nobody names them", async () => {
@@ -456,6 +346,7 @@ Deno.test("qlora: what cannot be packed, trained or merged is refused, and nothi
   assertEquals(packedOf(model).size, 6);
   await assertRejects(() => quantize(model), Error, "q_proj is held in int8 already");
   const key = "model.layers.0.self_attn.q_proj.weight";
+  model.freeze(/embed|norm/);
   const trained = model.trainable();
   assertThrows(() => model.unfreeze(), TypeError, `${key} is held in int8 and cannot be trained`);
   assertEquals(model.trainable(), trained);
