@@ -205,6 +205,18 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
   };
 }
 
+/**
+ * How many devices of this machine a run is to use: no setting, for it changes nothing but the time.
+ *
+ * Throws a `UsageError` where it is no whole number.
+ */
+export function devicesOf(given: Given): number {
+  const { value = 1, label = "" } = given.get("devices") ?? {};
+  const devices = Number(value);
+  if (Number.isSafeInteger(devices) && devices > 0) return devices;
+  throw new UsageError(`${label} must be a whole number from 1 on, got "${value}"`);
+}
+
 /** Where the checkpoint of the run in `out` is. */
 export function checkpointOf(out: string): string {
   return `${out}/checkpoint/state.safetensors`;

@@ -35,6 +35,8 @@ import { writeReport } from "./report.ts";
 import {
   checkpointOf,
   FLAGS,
+  LEARNING_RATES,
+  METHODS,
   readFlags,
   resumed,
   type Settings,
@@ -66,7 +68,7 @@ const HELP = `Adapts a language model to a text.
   --steps N           training steps                                  (60)
   --batch N           sequences in a step                             (4)
   --seq N             tokens in a sequence      (256, or what the model has positions for)
-  --lr X              learning rate             (by method: docs/train.md)
+  --lr X              learning rate             (${rates()})
   --mix X             share of general text mixed in, below 1         (0)
   --seed N            decides every random choice                     (0)
   --eval-every N      steps between evaluations; 0: only at the ends  (20)
@@ -75,6 +77,11 @@ const HELP = `Adapts a language model to a text.
   --config FILE       a JSON object of these, without the dashes; flags stand over it
   --resume            go on with the run in --out, up to --steps
   --help              this text`;
+
+/** The methods' own learning rates, as the help text has them. */
+function rates(): string {
+  return METHODS.map((method) => `${method} ${LEARNING_RATES[method]}`).join(", ");
+}
 
 /** Nats a token. */
 export interface Losses {
