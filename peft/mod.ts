@@ -11,6 +11,7 @@ export {
   type ResolvedLoraConfig,
   resolveLoraConfig,
 } from "./config.ts";
+export type { Arithmetic, MajoritySign } from "./arithmetic.ts";
 export { addWeightedAdapter, type CombinationOptions, type CombinationType } from "./combine.ts";
 export {
   adapterState,

@@ -71,10 +71,12 @@ export class BertModel extends EncoderModel {
     super(config, resolve(config), hasPooler);
   }
 
+  /** The first. */
   protected override get firstPosition(): number {
     return 0;
   }
 
+  /** A prefix takes rows of the table, too, but needs no vectors of them. */
   protected override positionsOf(ids: Tensor, prompt: PromptPass | undefined): Tensor {
     const [, t] = ids.shape;
     if (!prompt?.embeddings) return positionsFrom(prompt?.length ?? 0, t);

@@ -59,6 +59,7 @@ export class RobertaModel extends EncoderModel {
     return this.config.pad_token_id + 1;
   }
 
+  /** Of padding that of the padding token, of the others one after the other. */
   protected override positionsOf(ids: Tensor, prompt: PromptPass | undefined): Tensor {
     const n = prompt?.length ?? 0;
     // With vectors before them padding is counted like tokens, as Hugging Face does.
