@@ -2,8 +2,9 @@
  * Adapts a language model to a text: `deno task train --help`.
  *
  * The loop is in this file, with all that it leaves, as a pattern for one of your own; what it is told
- * is in settings.ts, the model in base.ts, the methods in methods.ts, the texts in texts.ts. Left out:
- * several devices, and evaluation by anything but loss.
+ * is in settings.ts, the model in base.ts, the methods in methods.ts, the texts in texts.ts. Several
+ * devices or machines run the same loop, each on its share of every batch. Left out: evaluation by
+ * anything but loss.
  */
 
 import {
@@ -17,6 +18,16 @@ import {
   type Tensor,
 } from "@graft/ml";
 import { DataLoader, type DataLoaderState, type Dataset, type Tokenizer } from "@graft/ml/data";
+import {
+  DistributedDataParallel,
+  initProcessGroup,
+  onFirstRank,
+  type ProcessGroup,
+  reduceMetrics,
+  runLocal,
+  singleGroup,
+  threadShare,
+} from "@graft/ml/dist";
 import { type CausalLM, generate } from "@graft/ml/nn";
 import {
   AdamW,
@@ -34,6 +45,7 @@ import { adapt, saveResult, windowLength } from "./methods.ts";
 import { writeReport } from "./report.ts";
 import {
   checkpointOf,
+  devicesOf,
   FLAGS,
   LEARNING_RATES,
   METHODS,
@@ -65,8 +77,11 @@ const HELP = `Adapts a language model to a text.
   --data FILE         .txt, or .jsonl with "text", with "prompt" and
                       "completion", or with "messages" on each line   (three plays by Shakespeare)
   --device NAME       auto, cpu or webgpu                             (auto)
+  --devices N         devices of this machine to train on, each with
+                      a thread of its own; for several machines start
+                      the same under mpiexec or srun                  (1)
   --steps N           training steps                                  (60)
-  --batch N           sequences in a step                             (4)
+  --batch N           sequences in a step, of all devices together    (4)
   --seq N             tokens in a sequence      (256, or what the model has positions for)
   --lr X              learning rate             (${rates()})
   --mix X             share of general text mixed in, below 1         (0)
@@ -104,6 +119,8 @@ interface Place {
 interface Pending {
   readonly step: number;
   readonly loss: Tensor;
+  /** Targets that the loss is a mean over. */
+  readonly targets: number;
   readonly norm: Tensor;
   readonly seconds: number;
   /** The run before this step. */
@@ -115,6 +132,8 @@ interface Pending {
 export interface TrainOptions {
   /** Where lines go; default: the terminal. */
   readonly log?: Progress;
+  /** Who trains together; default: this process alone. */
+  readonly group?: ProcessGroup;
   /** Told of each evaluation; where it answers true, the run ends there, as by Ctrl-C. */
   readonly onEvaluation?: (step: number, losses: Losses) => boolean | void;
 }
@@ -143,9 +162,11 @@ export interface Outcome {
  * was before.
  */
 export async function train(settings: Settings, options: TrainOptions = {}): Promise<Outcome> {
-  const device = await init({ device: settings.device });
+  const { group = singleGroup() } = options;
+  const threads = group.size > 1 ? threadShare(group) : undefined;
+  const device = await init({ device: settings.device, threads });
   try {
-    return await run(device, settings, options);
+    return await run(device, group, settings, options);
   } finally {
     await device.close();
   }
@@ -153,12 +174,14 @@ export async function train(settings: Settings, options: TrainOptions = {}): Pro
 
 async function run(
   device: Device,
+  group: ProcessGroup,
   settings: Settings,
   { log = new Progress(), onEvaluation }: TrainOptions,
 ): Promise<Outcome> {
   const { out, batch, seed, steps, method } = settings;
   const checkpoint = checkpointOf(out), sampleFile = `${out}/samples.json`;
-  log.line(`device: ${device.name} (${device.description})`);
+  const together = group.size > 1 ? `, one of ${group.size} (${group.backend})` : "";
+  log.line(`device: ${device.name} (${device.description})${together}`);
 
   // The model and the text. A tail of each text is held out.
   const base = await loadBase(settings.model, (text) => log.line(text), settings.quantize);
@@ -166,7 +189,7 @@ async function run(
   const seq = windowLength(settings, base);
   log.note("tokenising");
   const { train, heldOut, generalHeldOut, start } = await loadTexts(settings, base, seq);
-  const loader = new DataLoader(train, { batchSize: batch, seed });
+  const loader = new DataLoader(train, { batchSize: batch, seed, shard: group });
 
   // What is trained.
   await checkOut(settings, base);
@@ -184,8 +207,8 @@ async function run(
   const evaluate = async (): Promise<Losses> => {
     log.note("evaluating");
     model.eval();
-    const eval_loss = await meanLoss(model, heldOut, batch);
-    const general_loss = await meanLoss(model, generalHeldOut, batch);
+    const eval_loss = await meanLoss(model, heldOut, batch, group);
+    const general_loss = await meanLoss(model, generalHeldOut, batch, group);
     return { eval_loss, general_loss };
   };
   const prompt = promptOf(heldOut, tokenizer);
@@ -213,15 +236,19 @@ async function run(
     log.line(`resumes after step ${step}`);
   } else {
     // The base itself: a soft prompt changes it before the first step.
-    await withoutAdapters(model, () => sample("before"));
+    await onFirstRank(
+      group,
+      "a sample",
+      () => withoutAdapters(model, () => sample("before")),
+    );
     before = await withoutAdapters(model, evaluate);
     log.line(
       `step 0: held-out loss ${before.eval_loss.toFixed(3)}, general ` +
         before.general_loss.toFixed(3),
     );
   }
-  const metrics = await Metrics.open(`${out}/metrics.jsonl`, step);
-  if (step === 0) await metrics.write({ step, ...before });
+  const metrics = group.rank === 0 ? await Metrics.open(`${out}/metrics.jsonl`, step) : null;
+  if (step === 0) await metrics?.write({ step, ...before });
 
   const place = (): Place => ({
     step,
@@ -233,8 +260,10 @@ async function run(
   });
   const save = async (at: Place, counters?: OptimizerCounters): Promise<void> => {
     log.note("saving");
-    await saveCheckpoint(checkpoint, { parameters, optimizer }, at, counters);
-    await saveResult(base, settings);
+    await onFirstRank(group, "saving", async () => {
+      await saveCheckpoint(checkpoint, { parameters, optimizer }, at, counters);
+      await saveResult(base, settings);
+    });
   };
 
   // The loss of a step is read after the next one is under way: reading it at once would leave the
@@ -242,9 +271,10 @@ async function run(
   let pending: Pending | null = null;
   const settle = async (losses?: Losses): Promise<void> => {
     if (!pending) return;
-    const { step: of, before, counters, seconds } = pending;
-    const [[loss], [norm]] = await read(pending.loss, pending.norm);
+    const { step: of, before, counters, seconds, targets } = pending;
+    const [[own], [norm]] = await read(pending.loss, pending.norm);
     pending = null;
+    const { loss } = await reduceMetrics(group, { loss: own }, targets);
     if (!Number.isFinite(loss) || !Number.isFinite(norm)) {
       // The optimizer held back this step and the one after it: the parameters are those before.
       await save(before, counters);
@@ -256,7 +286,7 @@ async function run(
     const tokens_per_second = Math.round(batch * seq / seconds);
     const learning_rate = settings.lr * schedule(of - 1);
     const record = { step: of, loss, learning_rate, grad_norm: norm, tokens_per_second };
-    await metrics.write({ ...record, ...losses });
+    await metrics?.write({ ...record, ...losses });
     log.step(of, steps, loss, tokens_per_second);
   };
 
@@ -268,14 +298,20 @@ async function run(
     log.line("stopping after this step");
   };
   Deno.addSignalListener("SIGINT", stop);
+  // Signals come to ranks at different steps.
+  const ends = async (): Promise<boolean> =>
+    stopped = (await reduceMetrics(group, { stop: Number(stopped) })).stop > 0;
 
   let last = before;
+  // From here on gradients are those of all ranks' batches.
+  using ddp = new DistributedDataParallel(model, group);
   const batches = loader[Symbol.iterator]();
-  while (step < steps && !stopped) {
+  while (!(await ends()) && step < steps) {
     const started = performance.now();
     const here = place(), counters = optimizer.counters();
     model.train();
-    const loss = model.loss(batches.next().value);
+    const rows = batches.next().value;
+    const loss = ddp.loss(rows);
     loss.backward();
     const norm = clipGradNorm(optimizer.parameters, 1);
     optimizer.lr = settings.lr * schedule(step);
@@ -287,7 +323,8 @@ async function run(
     await settle();
     const took = (performance.now() - started) / 1000;
     seconds += took;
-    pending = { step, loss, norm, seconds: took, before: here, counters };
+    const targets: number = rows.targetCount;
+    pending = { step, loss, targets, norm, seconds: took, before: here, counters };
     const isLast = step === steps;
     if (isLast || (settings.evalEvery > 0 && step % settings.evalEvery === 0)) {
       last = await evaluate();
@@ -307,7 +344,7 @@ async function run(
     await settle();
     await save(place());
   } else {
-    await sample("after");
+    await onFirstRank(group, "a sample", () => sample("after"));
     const summary = {
       base_eval_loss: before.eval_loss,
       eval_loss: last.eval_loss,
@@ -317,8 +354,8 @@ async function run(
       total_parameters: counts.total,
       peak_bytes: device.counters.peakBytes,
     };
-    await metrics.write({ summary });
-    await writeReport(out);
+    await metrics?.write({ summary });
+    if (group.rank === 0) await writeReport(out);
   }
   const { peakBytes } = device.counters;
   return { stopped, step, base: before, last, ...counts, peakBytes, seconds };
@@ -338,17 +375,24 @@ async function readSamples(path: string): Promise<object> {
 }
 
 /** Mean loss a token over all of a dataset. */
-async function meanLoss(model: CausalLM, data: Dataset, batch: number): Promise<number> {
+async function meanLoss(
+  model: CausalLM,
+  data: Dataset,
+  batch: number,
+  group: ProcessGroup,
+): Promise<number> {
   const losses: Tensor[] = [];
   const counts: number[] = [];
-  for (const rows of new DataLoader(data, { batchSize: batch, shuffle: false, epochs: 1 })) {
+  const options = { batchSize: batch, shuffle: false, epochs: 1, shard: group };
+  for (const rows of new DataLoader(data, options)) {
     losses.push(noGrad(() => model.loss(rows)));
     counts.push(rows.targetCount);
     await flush(); // a batch at a time holds memory
   }
   const values = await read(...losses);
   const total = counts.reduce((sum, n) => sum + n, 0);
-  return values.reduce((sum, [loss], i) => sum + loss * counts[i], 0) / total;
+  const loss = values.reduce((sum, [loss], i) => sum + loss * counts[i], 0) / total;
+  return (await reduceMetrics(group, { loss }, total)).loss;
 }
 
 /** The beginning of the held-out text. */
@@ -362,25 +406,39 @@ function count(n: number): string {
   return n.toLocaleString("en");
 }
 
+/** A run as one rank of those that were launched; rank 0 says how it goes. */
+export async function main(settings: Settings): Promise<Outcome> {
+  const group = await initProcessGroup();
+  const log = new Progress(group.rank > 0);
+  const outcome = await train(settings, { log, group });
+  await group.close();
+  const { out, method } = settings;
+  if (outcome.stopped) {
+    log.line(`stopped after step ${outcome.step}; to go on: deno task train --out ${out} --resume`);
+    return outcome;
+  }
+  log.line(`wrote ${out}/report.html`);
+  const which = method === "full" ? "--model" : "--adapter";
+  log.line(`done in ${log.elapsed()}; try: deno task generate ${which} ${out} --prompt "..."`);
+  return outcome;
+}
+
 if (import.meta.main) {
   try {
-    const { given, on } = await readFlags(Deno.args, FLAGS, ["resume", "help"]);
+    const { given, on } = await readFlags(Deno.args, [...FLAGS, "devices"], ["resume", "help"]);
     if (on.has("help")) {
       console.log(HELP);
       Deno.exit(0);
     }
     const settings = on.has("resume") ? await resumed(given) : settingsOf(given);
-    const log = new Progress();
-    const { stopped, step } = await train(settings, { log });
-    const { out, method } = settings;
-    if (stopped) {
-      log.line(`stopped after step ${step}; to go on: deno task train --out ${out} --resume`);
-      Deno.exit(130);
-    }
-    log.line(`wrote ${out}/report.html`);
-    const which = method === "full" ? "--model" : "--adapter";
-    log.line(`done in ${log.elapsed()}; try: deno task generate ${which} ${out} --prompt "..."`);
-    Deno.exit(0);
+    const devices = devicesOf(given);
+    const { stopped } = devices === 1
+      ? await main(settings)
+      : (await runLocal(new URL(import.meta.url), {
+        size: devices,
+        args: [settings],
+      }) as Outcome[])[0];
+    Deno.exit(stopped ? 130 : 0);
   } catch (error) {
     console.error(`error: ${error instanceof Error ? error.message : error}`);
     Deno.exit(error instanceof UsageError ? 2 : 1);
