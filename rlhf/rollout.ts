@@ -4,12 +4,19 @@
  * @module
  */
 
-import { noGrad, read, type Tensor } from "../core/mod.ts";
+import { read } from "../core/mod.ts";
 import { type CausalLM, generateBatch, type GenerateOptions } from "../nn/mod.ts";
 import { withoutAdapters } from "../peft/mod.ts";
 import type { PerToken } from "./advantages.ts";
-import { type Answer, answerBatch, type AnswerRoom, perAnswer } from "./answers.ts";
-import { policyPass, TEMPERATURE } from "./policy_pass.ts";
+import {
+  type Answer,
+  type AnswerBatch,
+  answerBatch,
+  type AnswerRoom,
+  perAnswer,
+} from "./answers.ts";
+import { evaluating } from "./modes.ts";
+import { type PolicyPass, policyPass, TEMPERATURE } from "./policy_pass.ts";
 import type { ValueModel } from "./value_model.ts";
 
 /** A score for each answer, by a rule, a model or a person. */
@@ -77,33 +84,30 @@ export async function measureAnswers(
 ): Promise<Rollout[]> {
   const { value, temperature = TEMPERATURE, batch: size = answers.length, room } = options;
   const rollouts: Rollout[] = [];
-  const modes = [model, ...value ? [value] : []].flatMap((m) => m.modules())
-    .map((module) => [module, module.training] as const);
-  for (const [module] of modes) module.training = false;
-  try {
-    for (let at = 0; at < answers.length; at += size) {
-      const rows = answers.slice(at, at + size);
-      const batch = answerBatch(rows, { longest: model.config.max_position_embeddings, ...room });
-      const results = noGrad((): Tensor[] => {
-        const now = policyPass(model, batch, { value, temperature });
-        const reference = withoutAdapters(model, () => policyPass(model, batch, { temperature }));
-        const { logprobs, entropy, values } = now;
-        return [logprobs, reference.logprobs, entropy, ...values ? [values] : []];
-      });
-      const [logprobs, refLogprobs, entropy, values] = (await read(...results))
-        .map((data) => perAnswer(rows, batch.length, data as ArrayLike<number>));
-      rows.forEach((answer, b) =>
-        rollouts.push({
-          ...answer,
-          logprobs: logprobs[b],
-          refLogprobs: refLogprobs[b],
-          entropy: entropy[b],
-          values: values?.[b] ?? new Float32Array(answer.tokens.length),
-        })
-      );
-    }
-  } finally {
-    for (const [module, training] of modes) module.training = training;
+  const now = (batch: AnswerBatch): PolicyPass => policyPass(model, batch, { value, temperature });
+  const reference = (batch: AnswerBatch): PolicyPass =>
+    withoutAdapters(model, () => policyPass(model, batch, { temperature }));
+  for (let at = 0; at < answers.length; at += size) {
+    const rows = answers.slice(at, at + size);
+    const batch = answerBatch(rows, room);
+    const { logprobs, entropy, values } = evaluating(
+      model,
+      () => evaluating(value?.backbone ?? model, () => now(batch)),
+    );
+    const { logprobs: refLogprobs } = evaluating(model, () => reference(batch));
+    const results = await read(logprobs, refLogprobs, entropy, ...values ? [values] : []);
+    const [own, others, entropies, seen] = results.map((data) =>
+      perAnswer(rows, batch.length, data as ArrayLike<number>)
+    );
+    rows.forEach((answer, b) =>
+      rollouts.push({
+        ...answer,
+        logprobs: own[b],
+        refLogprobs: others[b],
+        entropy: entropies[b],
+        values: seen?.[b] ?? new Float32Array(answer.tokens.length),
+      })
+    );
   }
   return rollouts;
 }

@@ -88,9 +88,9 @@ export class ValueModel extends Module {
     this.#adapters = adapters;
   }
 
-  /** Whether it reads the hidden states of the policy's pass. */
-  get shared(): boolean {
-    return this.#backbone === null;
+  /** What the hidden states come from; null where they are the policy's. */
+  get backbone(): Backbone | null {
+    return this.#backbone;
   }
 
   /**

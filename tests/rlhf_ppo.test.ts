@@ -205,6 +205,21 @@ Deno.test("PPO: a value model of its own is a second adapter of the policy's wei
   await device.close();
 });
 
+Deno.test("PPO: what is measured is measured without dropout, also in a backbone of its own", async () => {
+  const device = await init({ device: "cpu" });
+  const config = { r: 4, lora_dropout: 0.5, init_lora_weights: false };
+  const model = inject(tiny(), config).train();
+  const backbone = inject(tiny(), config).train();
+  const value = new ValueModel(32, { backbone });
+  value.head.weight.assign(tensor(new Float32Array(32).fill(0.1)).reshape(1, 32));
+  const answers: Answer[] = [{ prompt: [1, 5], tokens: [7, 2], ended: true }];
+  const first = await measureAnswers(model, answers, { value });
+  assertEquals(await measureAnswers(model, answers, { value }), first);
+  assert(first[0].logprobs[0] !== first[0].refLogprobs[0] && first[0].values[0] !== 0);
+  assert(model.training && backbone.training);
+  await device.close();
+});
+
 Deno.test("PPO: what cannot be is said", async () => {
   const device = await init({ device: "cpu" });
   const model = tiny();
