@@ -33,6 +33,11 @@ export interface DPOOptions {
    * it. Default: none of them, which is the model that the adapters were added to.
    */
   readonly reference?: CausalLM | readonly string[];
+  /**
+   * What the sum over pairs is divided by. Default: the pairs given. Where several batches make one
+   * step, give those of all.
+   */
+  readonly count?: number;
   /** Room in the tensors of a batch. */
   readonly room?: AnswerRoom;
 }
@@ -103,7 +108,7 @@ export function dpoLoss(
   pairs: readonly PreferencePair[],
   options: DPOOptions = {},
 ): DPOLoss {
-  const { beta = 0.1, kind = "sigmoid", reference = [], room } = options;
+  const { beta = 0.1, kind = "sigmoid", reference = [], count, room } = options;
   checkAbove0("dpoLoss", "beta", beta);
   checkReference(model, reference);
   checkPairs(pairs, model);
@@ -116,9 +121,10 @@ export function dpoLoss(
   const ratios = policy.sub(referenceLogprobs(model, reference, batch)); // log π / π_ref
   const [chosen, rejected] = ratios.split(pairs.length); // [B] each
   const delta = chosen.sub(rejected);
-  const loss = kind === "ipo"
-    ? tokenMeans(ratios, batch, pairs.length).sub(1 / (2 * beta)).square().mean()
-    : delta.mul(-beta).softplus().mean(); // −log σ(x) = softplus(−x)
+  const losses = kind === "ipo"
+    ? tokenMeans(ratios, batch, pairs.length).sub(1 / (2 * beta)).square()
+    : delta.mul(-beta).softplus(); // −log σ(x) = softplus(−x)
+  const loss = losses.sum().div(count ?? pairs.length);
   return noGrad(() => {
     const [logpsChosen, logpsRejected] = policy.split(pairs.length);
     return {

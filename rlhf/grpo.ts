@@ -86,8 +86,8 @@ export interface GRPOOptions {
   /** Divides the logits, as in sampling. Default .7. */
   readonly temperature?: number;
   /**
-   * What the sum over tokens is divided by. Default: the tokens of these rows. Where several batches or
-   * ranks make one step, give the tokens of all, so that each weighs the same.
+   * What the sum over tokens is divided by. Default: the tokens of these rows. Where several batches
+   * make one step, give the tokens of all, so that each weighs the same.
    */
   readonly count?: number;
   /** Room in the tensors of a batch. */

@@ -23,7 +23,7 @@ export interface RankedAnswers {
 export interface RankingOptions {
   /**
    * What the sum over prompts is divided by. Default: the prompts given that have a pair. Where several
-   * batches or ranks make one step, give those of all.
+   * batches make one step, give those of all.
    */
   readonly count?: number;
   /** Tokens that rows are padded to; default: the longest's, in sixteens. */

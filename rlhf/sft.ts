@@ -11,9 +11,8 @@ import type { CausalLM, LanguageBatch } from "../nn/mod.ts";
 /** Options of {@linkcode sftLoss}. */
 export interface SFTOptions {
   /**
-   * What the sum over targets is divided by. Default: the batch's own. Where several batches or ranks
-   * make one step, give the targets of all, so that each weighs the same; where ranks average their
-   * gradients, that number divided by the ranks.
+   * What the sum over targets is divided by. Default: the batch's own. Where several batches make one
+   * step, give the targets of all, so that each weighs the same.
    */
   readonly count?: number;
 }
