@@ -9,7 +9,7 @@ const decoder = new TextDecoder();
 // deno-fmt-ignore
 const SMALL = [
   "--device", "cpu", "--sft-steps", "2", "--prompts", "16", "--held-out", "4", "--reward-epochs", "1",
-  "--ppo-steps", "2", "--rollouts", "8", "--ppo-lr", "0.005",
+  "--ppo-steps", "2", "--rollouts", "8", "--ppo-lr", "0.001",
 ];
 
 function command(args: readonly string[]): Deno.Command {
