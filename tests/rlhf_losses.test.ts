@@ -4,7 +4,7 @@ import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { init, manualSeed, noGrad } from "@graft/ml";
 import { DataLoader, mix, pack } from "@graft/ml/data";
 import { type CausalLM, GPT2LMHeadModel, LlamaForCausalLM } from "@graft/ml/nn";
-import { inject } from "@graft/ml/peft";
+import { inject, injectPrompt } from "@graft/ml/peft";
 import { bestOfN, dpoLoss, groupAdvantages, grpoLoss, sftLoss } from "@graft/ml/rlhf";
 import { forEachDevice } from "./devices.ts";
 
@@ -66,7 +66,9 @@ async function lossOf(model: CausalLM, separate: boolean): Promise<number> {
 
 // The same kernels run on webgpu in parity/rlhf.test.ts.
 onCpu("SFT: documents in a row are learnt as if each stood alone", async () => {
-  for (const model of [llama(), gpt2()]) {
+  const prefix = { peft_type: "PREFIX_TUNING", num_virtual_tokens: 3 } as const;
+  const prompted = await injectPrompt(llama(), prefix, { start: "random" });
+  for (const model of [llama(), gpt2(), prompted]) {
     let sum = 0, count = 0;
     for (const document of DOCUMENTS) {
       const [batch] = new DataLoader(pack([document], 20), { batchSize: 1, epochs: 1 });
