@@ -26,6 +26,7 @@ import {
   inject,
   loadAdapter,
   type LoraConfig,
+  type LoraLinear,
   merge,
   mergeAndUnload,
   type MergeRounding,
@@ -81,8 +82,15 @@ forEachDevice("qlora: PEFT over bitsandbytes, logits, gradients, merged, files",
       near("merged", merged, await file.floats("logits_merged"), 1e-4);
       assert(apart(merged, before) > 0.1, "rounding changes the output");
       assertEquals(rounded.length, 7);
-      for (const { format, weight, delta } of rounded) {
-        assert(format === "nf4" && weight > 0.05 && weight < 0.2 && delta > weight);
+      for (const { path, format, weight, delta } of rounded) {
+        assertEquals(format, "nf4");
+        const layer = model.namedModules().find(([at]) => at === path)![1] as LoraLinear;
+        const added = layer.adapters.get("default")!.delta(layer);
+        const sum = layer.weight.add(added), lost = layer.merged!.weight.sub(sum);
+        const [a, b, c] = await Promise.all(
+          [lost, sum, added].map(async (x) => Math.sqrt(await x.square().sum().item())),
+        );
+        assert(apart([weight, delta], [a / b, a / c]) < 1e-4, `${path}: ${weight}, ${delta}`);
       }
       assertEquals(await logits.call(unmerge(model)), before);
       const warnings: string[] = [];
@@ -294,6 +302,9 @@ Deno.test("qlora: memory is that of the codes, while loading too", async () => {
   const { bytes, peakBytes } = device.counters;
   assert(bytes < held + linear, `${bytes} bytes are left, ${held} of them held`);
   assert(peakBytes < 5 * linear, `${peakBytes} bytes while packing, ${4 * linear} before`);
+  await dequantize(model);
+  const floats = 4 * linear + other;
+  assert(device.counters.bytes < floats + held / 2, `${device.counters.bytes}, not ${floats}`);
   await device.close();
   await Deno.remove(folder, { recursive: true });
 });
