@@ -5,7 +5,7 @@
  */
 
 import type { DType, Shape, Variable } from "../core/mod.ts";
-import { bytesOf } from "../core/mod.ts";
+import { bytesOf, QuantizedMatrix } from "../core/mod.ts";
 
 /** A parameter's gradient inside a bucket. */
 export interface BucketEntry {
@@ -31,6 +31,14 @@ export interface Bucket {
 
 /** A named variable of a module. */
 export type Named = readonly [name: string, variable: Variable];
+
+/** The variables that hold what `variable` is: of a weight in packed form its words and scales. */
+export function heldBy([name, variable]: Named): Named[] {
+  const { matrix } = variable as { readonly matrix?: unknown };
+  if (!(matrix instanceof QuantizedMatrix)) return [[name, variable]];
+  const { words, scales } = matrix as unknown as Record<"words" | "scales", Variable>;
+  return [[`${name}.words`, words], [`${name}.scales`, scales]];
+}
 
 /** A bucket with the variables it is about. */
 export interface VariableBucket extends Bucket {

@@ -22,6 +22,7 @@ import { expand } from "../core/ops/expand.ts";
 import {
   bucketLabel,
   bucketsOf,
+  heldBy,
   type Named,
   packFloats,
   unpackFloats,
@@ -221,7 +222,7 @@ export class DistributedDataParallel<M extends ParallelModule> {
     for (const [name, variable] of this.module.stateDict()) {
       if (!all.has(name)) all.set(name, variable);
     }
-    const named = [...all];
+    const named = [...all].flatMap(heldBy);
     const lines = describeAll(named);
     const own = fingerprint(lines);
     const agreed = async (): Promise<void> => {

@@ -10,7 +10,7 @@ import {
   reduceMetrics,
   runLocal,
 } from "@graft/ml/dist";
-import { Linear, Module, Parameter } from "@graft/ml/nn";
+import { Linear, Module, Parameter, quantize, QuantizedParameter } from "@graft/ml/nn";
 import { SGD } from "@graft/ml/optim";
 import { asRanks, distance, type Rank, ranks } from "./ddp_ranks.ts";
 import { text, tinyLlama } from "./ddp_train.ts";
@@ -247,4 +247,35 @@ Deno.test("metrics: the mean is over all ranks' targets, NaN is everybody's", as
     return [first.loss, first.other, second.loss];
   });
   for (const found of results) assertEquals(found, [1.75, 0.25, NaN]);
+});
+
+Deno.test("ddp: packed weights are rank 0's to the bit, and LoRA over them trains", async () => {
+  let turn: Promise<unknown> = Promise.resolve();
+  const results = await ranks(2, async ({ group, here }) => {
+    // Packing waits for the device, so the ranks of one thread take turns.
+    const packed = turn.then(async () => {
+      here();
+      return await quantize(tinyLlama("lora", 5 + group.rank), { format: "nf4" });
+    });
+    turn = packed;
+    const model = await packed;
+    await turn;
+    here();
+    const weights = model.parameters().filter((p) => p instanceof QuantizedParameter);
+    const floats = async (): Promise<number[]> => {
+      const all: number[] = [];
+      for (const weight of weights) all.push(...numbers(await weight.data() as Float32Array));
+      return all;
+    };
+    const before = await floats();
+    here();
+    const ddp = new DistributedDataParallel(model, group);
+    const [batch] = new DataLoader(text, { batchSize: 4, epochs: 1, shard: group });
+    ddp.loss(batch).backward();
+    await flush();
+    return { before, after: await floats() };
+  });
+  assert(results[0].before.length > 10_000);
+  assert(distance(results[0].before, results[1].before) > 0.1, "the ranks began apart");
+  for (const { after } of results) assertEquals(after, results[0].before);
 });
