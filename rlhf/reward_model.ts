@@ -15,6 +15,7 @@ import {
   Module,
   type PretrainedClass,
   PretrainedModel,
+  type PretrainedOptions,
   Qwen2ForSequenceClassification,
   Qwen3ForSequenceClassification,
   RobertaForSequenceClassification,
@@ -43,7 +44,7 @@ const CLASSES: readonly PretrainedClass[] = [
 const FILE = "reward_model.json";
 
 /** Options of {@linkcode RewardModel.fromPretrained}. */
-export interface RewardModelOptions {
+export interface RewardModelOptions extends Pick<PretrainedOptions, "quantize"> {
   /** Folder of an adapter of the model, as {@linkcode RewardModel.savePretrained} wrote it. */
   readonly adapter?: string;
 }
@@ -132,6 +133,7 @@ export class RewardModel extends Module {
     const model = await PretrainedModel.fromPretrained.call(found, folder, {
       config: { num_labels: 1 },
       newHead: !isReward,
+      quantize: options.quantize,
     }) as RewardBackbone;
     const { adapter } = options;
     if (adapter !== undefined) await loadAdapter(model, adapter);

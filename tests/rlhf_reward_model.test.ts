@@ -10,6 +10,7 @@ import {
   LlamaForSequenceClassification,
   loadModel,
   MistralForSequenceClassification,
+  QuantizedParameter,
   Qwen2ForSequenceClassification,
   Qwen3ForSequenceClassification,
   RobertaForSequenceClassification,
@@ -84,6 +85,14 @@ Deno.test("reward model: every family, with and without LoRA, padded, normalised
         (await loadModel(folder)).constructor === make().constructor,
         "and it is a model as any other",
       );
+
+      const packed = await RewardModel.fromPretrained(folder, { quantize: "int8" });
+      const kept = packed.model.namedParameters()
+        .filter(([key, p]) => /score|classifier/.test(key) && p instanceof QuantizedParameter);
+      assertEquals(kept, [], "the head stays as it is");
+      const rough = await scoresOf(packed);
+      rough.forEach((x, i) => assertAlmostEquals(x, normalized[i], 0.1, "in 8 bits"));
+      assert(rough.some((x, i) => x !== normalized[i]));
 
       // The base goes with the adapter, its head does not: the adapter has its own.
       inject(again.model, { r: 2, task_type: "SEQ_CLS", target_modules: "all-linear" });
