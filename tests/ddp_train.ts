@@ -14,11 +14,13 @@ import {
 } from "@graft/ml/dist";
 import { LlamaForCausalLM } from "@graft/ml/nn";
 import { AdamW, clipGradNorm, SGD } from "@graft/ml/optim";
-import { inject } from "@graft/ml/peft";
+import { inject, injectPrompt } from "@graft/ml/peft";
+
+type Method = "lora" | "prefix" | "full";
 
 /** What is trained, and how. */
 export interface Job {
-  readonly method: "lora" | "full";
+  readonly method: Method;
   readonly optimizer: "sgd" | "adamw";
   readonly steps: number;
   /** Rows of a step, all ranks together. */
@@ -39,7 +41,7 @@ export interface Outcome {
 }
 
 /** A tiny Llama, with or without LoRA. Other seeds make other weights of the same shapes. */
-export function tinyLlama(method: "lora" | "full", seed = 5): LlamaForCausalLM {
+export function tinyLlama(method: Method, seed = 5): LlamaForCausalLM {
   manualSeed(seed);
   const model = new LlamaForCausalLM({
     vocab_size: 61,
@@ -78,6 +80,12 @@ export async function trainRank(
   useDevice(device);
   // Rank 0's weights are to win.
   const model = tinyLlama(job.method, 5 + group.rank);
+  if (job.method === "prefix") {
+    await injectPrompt(model, { peft_type: "PREFIX_TUNING", num_virtual_tokens: 3 }, {
+      start: "zero",
+    });
+    useDevice(device);
+  }
   if (job.checkpointing) model.model.gradientCheckpointing = true;
   using ddp = new DistributedDataParallel(model, group, { bucketBytes: 16384, ...options });
   const trained = model.trainable();
