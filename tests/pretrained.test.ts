@@ -113,7 +113,7 @@ test("the class is that of the architecture, or of the model_type", async (folde
   await variant(folder, "gpt2", same, { architectures: ["T5Model"], model_type: "t5" });
   const error = await assertRejects(() => loadModel(folder), TypeError);
   assertStringIncludes(error.message, '["T5Model"] with model_type "t5" is not supported');
-  assertStringIncludes(error.message, "GPT2LMHeadModel, BertModel, BertForSequenceClassification");
+  assertStringIncludes(error.message, "GPT2LMHeadModel, LlamaForSequenceClassification");
   await assertRejects(
     () => LlamaForCausalLM.fromPretrained(`${FAMILIES}mistral`),
     TypeError,

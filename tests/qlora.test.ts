@@ -11,6 +11,7 @@ import { init, manualSeed, noGrad, normal, tensor } from "@graft/ml";
 import {
   type CausalLM,
   dequantize,
+  generate,
   LlamaForCausalLM,
   loadModel,
   type Module,
@@ -151,11 +152,16 @@ forEachDevice("qlora: a packed base adapts as its floats do", async (_, t) => {
           model.eval();
           const logits = () => model.logits(model.forward(ids)).data();
           const rows = await withRowAdapters(model, ["other", "default"], logits);
+          const tokens: number[] = [];
+          for await (const token of generate(model, [1, 5, 7], { maxTokens: 6, temperature: 0 })) {
+            tokens.push(token);
+          }
           setActive(model, "default", "other");
           results.push([
             ...gradients,
             [await loss.item()],
             [...rows],
+            tokens,
             [...await logits()],
             [...await withoutAdapters(model, logits)],
           ]);
