@@ -60,7 +60,11 @@ export class DistributedSampler {
   readonly #shuffle: boolean;
   readonly #places: number;
 
-  /** @throws RangeError if an argument is not a number of its kind. */
+  /**
+   * A sampler for one rank.
+   *
+   * @throws RangeError if an argument is not a number of its kind.
+   */
   constructor(length: number, shard: Shard, options: DistributedSamplerOptions = {}) {
     const { seed = 0, shuffle = true, uneven = "pad" } = options;
     if (!(Number.isSafeInteger(length) && length > 0)) {
