@@ -165,7 +165,7 @@ async function standsBeside(
   assertEquals(apart(await outputs(model), adapted), 0);
   if (!method.isPrompt) {
     const each: Record<string, Float32Array> = { __base__: base, default: adapted, second };
-    const rows = ["second", "__base__", "default"];
+    const rows = ["second", "__base__", "default", "second"]; // in an order that is not its inverse
     const mixed = await withRowAdapters(model, rows, () => outputs(model));
     const size = mixed.length / ROWS.length;
     rows.forEach((name, i) => {

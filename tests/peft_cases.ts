@@ -48,8 +48,13 @@ export interface Family {
   fresh(square: boolean): AnyModel;
 }
 
-/** Tokens [3, 4]; the third row is the first. */
-export const ROWS: readonly (readonly number[])[] = [[2, 5, 7, 4], [3, 2, 9, 6], [2, 5, 7, 4]];
+/** Tokens [4, 4]; the third row is the first. */
+export const ROWS: readonly (readonly number[])[] = [
+  [2, 5, 7, 4],
+  [3, 2, 9, 6],
+  [2, 5, 7, 4],
+  [6, 8, 2, 5],
+];
 
 /** The tokens as a tensor. */
 export const ids = (): Tensor => tensor(ROWS.map((row) => [...row]), { dtype: "i32" });
@@ -66,7 +71,7 @@ export function lossOf(model: AnyModel, task: Family["task"]): Tensor {
     return model.loss({ inputs: ids(), targets });
   }
   const labels = task === "SEQ_CLS"
-    ? tensor([2, 0, 1], { dtype: "i32" })
+    ? tensor([2, 0, 1, 2], { dtype: "i32" })
     : tensor(ROWS.map((row) => row.map((id) => id % 3)), { dtype: "i32" });
   return model.loss({ inputs: ids(), labels });
 }

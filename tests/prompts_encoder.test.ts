@@ -139,8 +139,9 @@ Deno.test("prompts of encoders: with a task its head is trained too, and nothing
       assertEquals(apart(await withoutAdapters(model, logits), base), 0, name);
       unload(model);
       assertEquals(apart(await logits(), base), 0, name);
-      await loadAdapter(model, folder);
+      await loadAdapter(model, folder, { trainable: true });
       assert(apart(await logits(), adapted) < 1e-6, name);
+      assertEquals(model.trainable().length, 1 + copied, name);
     }
     // A file without the head it names.
     const model = new BertForMaskedLM(sizes);
