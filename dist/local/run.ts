@@ -20,7 +20,9 @@ export interface RunLocalOptions {
 function workerAddress(): URL {
   const address = new URL("./worker.ts", import.meta.url);
   if (address.protocol === "file:") return address;
-  return new URL(`data:text/javascript,${encodeURIComponent(`import ${JSON.stringify(address.href)};`)}`);
+  return new URL(
+    `data:text/javascript,${encodeURIComponent(`import ${JSON.stringify(address.href)};`)}`,
+  );
 }
 
 /**
