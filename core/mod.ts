@@ -54,6 +54,7 @@ export type {
 } from "./expr.ts";
 export { attention, type AttentionOptions, composedAttention } from "./ops/attention/mod.ts";
 export { concatenate } from "./ops/concatenate.ts";
+export { countNonfinite } from "./ops/count_nonfinite.ts";
 export { crossEntropy, type CrossEntropyOptions } from "./ops/cross_entropy.ts";
 export { dropout } from "./ops/dropout.ts";
 export { einsum } from "./ops/einsum.ts";

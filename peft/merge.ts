@@ -4,7 +4,14 @@
  * @module
  */
 
-import { noGrad, type QuantizedFormat, read, type Tensor, Variable } from "../core/mod.ts";
+import {
+  countNonfinite,
+  noGrad,
+  type QuantizedFormat,
+  read,
+  type Tensor,
+  Variable,
+} from "../core/mod.ts";
 import { type Module, Parameter, QuantizedParameter, tiedParameters } from "../nn/mod.ts";
 import { LoraConv1D, LoraEmbedding, type LoraLayer, mergedValues } from "./layers.ts";
 import { takePlace, unload } from "./lora.ts";
@@ -181,11 +188,6 @@ function mergedLayer(
   );
 }
 
-/** How many elements are not finite. */
-function badCount(x: Tensor): Tensor {
-  return noGrad(() => x.isnan().or(x.abs().gt(3.4028234e38)).to("f32").sum());
-}
-
 /** A variable with `value` in the form in which `weight` is held. */
 function heldAs(weight: Variable, value: Tensor): Variable {
   if (!(weight instanceof QuantizedParameter)) return new Variable(value);
@@ -207,10 +209,10 @@ function checkOf(
   { weight }: LoraLayer,
   values: { weight: Tensor; bias: Tensor | null },
 ): Check {
-  const bad = badCount(values.weight);
   return noGrad(() => ({
     path,
-    bad: values.bias ? bad.add(badCount(values.bias)) : bad,
+    bad: [values.weight, ...values.bias ? [values.bias] : []].map(countNonfinite)
+      .reduce((sum, count) => sum.add(count)),
     rounding: weight instanceof QuantizedParameter
       ? {
         format: weight.matrix.format,
