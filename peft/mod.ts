@@ -64,6 +64,7 @@ export {
   keysAndValues,
   type PrefixStart,
   type PromptDecoder,
+  type PromptDecoderHead,
   type PromptEncoderModel,
   type PromptModel,
 } from "./prompt/start.ts";

@@ -9,8 +9,10 @@ import {
   BertForSequenceClassification,
   BertForTokenClassification,
   CausalLM,
+  DecoderClassifier,
   GPT2LMHeadModel,
   LlamaForCausalLM,
+  LlamaForSequenceClassification,
   MistralForCausalLM,
   Qwen2ForCausalLM,
   Qwen3ForCausalLM,
@@ -28,7 +30,7 @@ import {
 } from "@graft/ml/peft";
 
 /** A model of any family. */
-export type AnyModel = PromptModel & (CausalLM | SequenceHead | TokenHead);
+export type AnyModel = PromptModel & (CausalLM | DecoderClassifier | SequenceHead | TokenHead);
 
 /** What the layers of a family are called. */
 interface Names {
@@ -61,7 +63,9 @@ export const ids = (): Tensor => tensor(ROWS.map((row) => [...row]), { dtype: "i
 
 /** Logits of the tokens. */
 export function logitsOf(model: AnyModel): Tensor {
-  return model instanceof CausalLM ? model.logits(model.forward(ids())) : model.forward(ids());
+  if (model instanceof CausalLM) return model.logits(model.forward(ids()));
+  const head: { forward(ids: Tensor): Tensor } = model;
+  return head.forward(ids());
 }
 
 /** A loss to learn by. */
@@ -69,6 +73,10 @@ export function lossOf(model: AnyModel, task: Family["task"]): Tensor {
   if (model instanceof CausalLM) {
     const targets = tensor(ROWS.map((row) => row.map((id) => id + 1)), { dtype: "i32" });
     return model.loss({ inputs: ids(), targets });
+  }
+  if (model instanceof DecoderClassifier) {
+    const labels = Int32Array.of(2, 0, 1, 2), inputs = Int32Array.from(ROWS.flat());
+    return model.loss({ inputs, labels, shape: [4, 4] });
   }
   const labels = task === "SEQ_CLS"
     ? tensor([2, 0, 1, 2], { dtype: "i32" })
@@ -110,6 +118,7 @@ const LLAMA: Names = {
   embedding: "embed_tokens",
   saved: "lm_head",
 };
+const LLAMA_HEAD: Names = { ...LLAMA, saved: "mlp.up_proj" };
 const GPT2: Names = {
   query: "c_attn",
   value: "mlp.c_fc",
@@ -153,6 +162,11 @@ export const FAMILIES: Readonly<Record<string, Family>> = {
   qwen2: decoder((given) => new Qwen2ForCausalLM(given)),
   qwen3: decoder((given) => new Qwen3ForCausalLM({ ...given, head_dim: 8 })),
   gpt2: family(GPT2, "CAUSAL_LM", ({ gpt2 }) => new GPT2LMHeadModel(gpt2)),
+  llama_sequence: family(
+    LLAMA_HEAD,
+    "SEQ_CLS",
+    ({ rotary }) => new LlamaForSequenceClassification({ ...rotary, num_labels: 3 }),
+  ),
   bert_sequence: encoder("SEQ_CLS", (given) => new BertForSequenceClassification(given)),
   bert_token: encoder("TOKEN_CLS", (given) => new BertForTokenClassification(given)),
   roberta_sequence: encoder("SEQ_CLS", (given) => new RobertaForSequenceClassification(given)),

@@ -105,6 +105,11 @@ export abstract class DecoderClassifier extends PretrainedModel implements Promp
     return sequenceLoss(this.forward(tensor(inputs, { shape }), batch), target, this.config);
   }
 
+  /** The decoder, whose output layer is not used. */
+  decoder(): CausalLM {
+    return this.#language;
+  }
+
   /** Sizes that a soft prompt has to fit. */
   promptSizes(): PromptSizes {
     return this.#language.promptSizes();

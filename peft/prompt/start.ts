@@ -36,8 +36,14 @@ export interface PromptEncoderModel extends Module, PromptHost {
   keysAndValues(ids: Tensor): LayerPrefix[];
 }
 
+/** A head on a decoder. */
+export interface PromptDecoderHead extends Module, PromptHost {
+  /** The decoder. */
+  decoder(): PromptDecoder;
+}
+
 /** A model that a prompt can be made for. */
-export type PromptModel = PromptDecoder | PromptEncoderModel;
+export type PromptModel = PromptDecoder | PromptDecoderHead | PromptEncoderModel;
 
 /** Exactly `count` tokens: the first of those given, or all of them again and again. */
 export function fitTokens(tokens: ArrayLike<number>, count: number, vocab: number): number[] {
@@ -107,6 +113,7 @@ export async function keysAndValues(
   model: PromptModel,
   tokens: readonly number[],
 ): Promise<Tensor> {
+  if ("decoder" in model) return await keysAndValues(model.decoder(), tokens);
   const { prompt } = model;
   const modes = model.modules().map((module) => [module, module.training] as const);
   model.prompt = null;
