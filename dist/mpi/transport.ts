@@ -8,6 +8,7 @@ import type { ReduceOp, Reducible } from "../group.ts";
 import type { Transport } from "../transport.ts";
 import { type Abi, abiOf } from "./abi.ts";
 import type { Launch } from "./environment.ts";
+import { hangsAtTheEnd } from "./finalize.ts";
 import { type MpiLibrary, openMpiLibrary } from "./library.ts";
 
 /** The most elements of one call: MPI counts in 32 bits. */
@@ -125,7 +126,10 @@ export class MpiTransport implements Transport {
 
   close(): Promise<void> {
     this.#closed = true;
-    this.#check("MPI_Finalize", this.#library.symbols.MPI_Finalize());
+    // All ranks have said that they are done, so nothing is lost where MPI is left as it is: launchers
+    // go by the exit code.
+    const leave = this.localSize < this.size && hangsAtTheEnd(this.#version());
+    if (!leave) this.#check("MPI_Finalize", this.#library.symbols.MPI_Finalize());
     return Promise.resolve();
   }
 
@@ -141,7 +145,7 @@ export class MpiTransport implements Transport {
     if (provided[0] < serialized) {
       throw new Error(
         `initProcessGroup: needs an MPI that several threads may call, one at a time ` +
-          `(MPI_THREAD_SERIALIZED, ${serialized}), got ${provided[0]} from ${this.#version()}`,
+          `(MPI_THREAD_SERIALIZED, ${serialized}), got ${provided[0]} from ${this.#name()}`,
       );
     }
     this.#check("MPI_Comm_set_errhandler", symbols.MPI_Comm_set_errhandler(world, errorsReturn));
@@ -152,16 +156,21 @@ export class MpiTransport implements Transport {
     if (launch === null || launch.size === null || launch.size === this.size) return;
     throw new Error(
       `initProcessGroup: ${launch.launcher} started ${launch.size} processes, but the MPI library ` +
-        `${this.#library.name} (${this.#version()}) knows of ${this.size}: it is not the launcher's. ` +
+        `${this.#library.name} (${this.#name()}) knows of ${this.size}: it is not the launcher's. ` +
         "Start with the library's own mpiexec, or set GRAFT_MPI_LIBRARY to the path of the launcher's",
     );
+  }
+
+  /** The library's own name and version. */
+  #name(): string {
+    return this.#version().split(/[\n\0,]/)[0].trim();
   }
 
   #version(): string {
     const text = new Uint8Array(new ArrayBuffer(8192));
     const length = numbers(1);
     this.#library.symbols.MPI_Get_library_version(text, length);
-    return new TextDecoder().decode(text.subarray(0, length[0])).split(/[\n\0,]/)[0].trim();
+    return new TextDecoder().decode(text.subarray(0, length[0]));
   }
 
   #check(name: string, code: number): void {
