@@ -103,7 +103,7 @@ async function runOnce(settings: Settings, log: Progress): Promise<CompareRun | 
   try {
     const { stopped, base, last, trainable, total, peakBytes, seconds } = await train(
       { ...settings, resume },
-      { log },
+      { log: new Progress() }, // what is left of a run is told from the run's own start
     );
     if (stopped) return null;
     const points = (await readMetrics(`${out}/metrics.jsonl`)).flatMap((record) =>
