@@ -4,6 +4,7 @@ import { assertEquals } from "@std/assert";
 import { type Device, noGrad, type Tensor, type Variable } from "@graft/ml";
 import {
   CausalLM,
+  DecoderClassifier,
   type EncoderHead,
   type EncoderOptions,
   loadModel,
@@ -31,6 +32,8 @@ const ALL = [
   "roberta_sequence.lstm",
   "tiny_llama.prompt",
   "gpt2.prefix",
+  "reward_llama.prompt",
+  "reward_llama.prefix",
 ];
 /** A software GPU compiles for seconds: it gets each way into an encoder, and the network of its own. */
 const ON_GPU = ["bert_sequence.prompt", "roberta_token.prefix", "roberta_sequence.lstm"];
@@ -39,15 +42,23 @@ const namesOn = (device: Device): readonly string[] => device.name === "cpu" ? A
 
 /** A model, and what its golden file is run with. */
 interface Case {
-  readonly model: PromptModel & (CausalLM | SequenceHead | TokenHead);
+  readonly model: PromptModel & (CausalLM | DecoderClassifier | SequenceHead | TokenHead);
   logits(): Tensor;
   loss(): Tensor;
 }
 
-async function open(base: string): Promise<Case> {
-  const folder = base === "tiny_llama" ? base : `families/${base}`;
+const FOLDERS: Readonly<Record<string, string>> = {
+  tiny_llama: "tiny_llama",
+  reward_llama: "rlhf/reward_llama",
+};
+
+async function open(name: string): Promise<Case> {
+  const base = name.split(".")[0];
+  const folder = FOLDERS[base] ?? `families/${base}`;
   const model = await loadModel(`${here}${folder}`) as Case["model"];
-  await using file = await golden(`${folder}/golden.safetensors`);
+  // The reward model's own golden file holds no inputs of this kind.
+  const from = base === "reward_llama" ? `peft_heads/${name}` : folder;
+  await using file = await golden(`${from}/golden.safetensors`);
   const inputs = await file.ints("input_ids"), labels = await file.tensor("labels");
   const optional = async (key: string): Promise<Tensor | undefined> =>
     file.keys.includes(key) ? await file.ints(key) : undefined;
@@ -63,6 +74,14 @@ async function open(base: string): Promise<Case> {
       },
       loss: () => model.loss({ inputs, targets: shifted(labels) }, { mask }),
     };
+  }
+  if (model instanceof DecoderClassifier) {
+    const batch = {
+      inputs: await inputs.data() as Int32Array<ArrayBuffer>,
+      labels: await labels.data() as Float32Array<ArrayBuffer>,
+      shape: [inputs.shape[0], inputs.shape[1]] as const,
+    };
+    return { model, logits: () => model.forward(inputs), loss: () => model.loss(batch) };
   }
   const head: EncoderHead & { loss: SequenceHead["loss"] } = model;
   const options: EncoderOptions = { attentionMask, tokenTypes: await optional("token_type_ids") };
@@ -122,7 +141,7 @@ forEachDevice(
   async (device, t) => {
     for (const name of namesOn(device)) {
       await t.step(name, async () => {
-        const run = await open(name.split(".")[0]);
+        const run = await open(name);
         const { model } = run;
         const folder = `${here}peft_heads/${name}`;
         await using file = await golden(`peft_heads/${name}/golden.safetensors`);

@@ -3,7 +3,8 @@
     pip install torch transformers peft safetensors && python peft_heads.py
 
 The bases are the classifiers in families/ (by families.py), to whose prompts PEFT adds a copy of the
-classifier, and two decoders with `modules_to_save`. Each folder is one adapter of four virtual tokens,
+classifier, two decoders with `modules_to_save`, and rlhf/reward_llama (by rlhf.py), a decoder with one
+label, on rows without padding that stand with their labels in golden.safetensors. Each folder is one adapter of four virtual tokens,
 as save_pretrained writes it, named <base>.<method>; its golden.safetensors holds, for input_ids,
 attention_mask, token_type_ids and labels of the base's golden.safetensors:
 
@@ -54,9 +55,15 @@ METHODS = {
 }
 
 
+FOLDERS = {"tiny_llama": here / "tiny_llama", "reward_llama": here / "rlhf/reward_llama"}
+
+
+def folder_of(name):
+    return FOLDERS.get(name, here / "families" / name)
+
+
 def base(name, task):
-    folder = here / ("tiny_llama" if name == "tiny_llama" else f"families/{name}")
-    model = CLASSES[task].from_pretrained(folder, attn_implementation="eager")
+    model = CLASSES[task].from_pretrained(folder_of(name), attn_implementation="eager")
     return model.float().eval()
 
 
@@ -97,12 +104,16 @@ def write(seed, name, method, task, **more):
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         keys = set(file.keys())
 
-    known = load_file((here if name == "tiny_llama" else here / "families") / name / "golden.safetensors")
+    known = load_file(folder_of(name) / "golden.safetensors")
+    if name == "reward_llama":
+        known = {"input_ids": torch.randint(4, 97, (2, 9)), "labels": torch.tensor([0.5, -1.5])}
     inputs = {k: known[k].long() for k in ("input_ids", "attention_mask", "token_type_ids") if k in known}
-    labels = known["labels"].long()
+    labels = known["labels"] if known["labels"].is_floating_point() else known["labels"].long()
     logits, loss = results(model, name, task, inputs, labels)
     loss.backward()
     golden = {"logits": logits.detach().contiguous(), "loss": loss.detach()}
+    if name == "reward_llama":
+        golden |= {"input_ids": inputs["input_ids"].int(), "labels": labels}
     for key, parameter in trained.items():
         short = key.replace(".modules_to_save.default", "")
         short = short.replace("prompt_encoder.default.", "prompt.")
@@ -130,6 +141,8 @@ cases += [
     ("roberta_sequence", "lstm", "SEQ_CLS", {}),
     ("tiny_llama", "prompt", "CAUSAL_LM", {"modules_to_save": ["lm_head"]}),
     ("gpt2", "prefix", "CAUSAL_LM", {"modules_to_save": ["ln_f"]}),
+    ("reward_llama", "prompt", "SEQ_CLS", {}),
+    ("reward_llama", "prefix", "SEQ_CLS", {}),
 ]
 for seed, (name, method, task, more) in enumerate(cases, 50):
     write(seed, name, method, task, **more)
