@@ -40,10 +40,10 @@ export function matmulWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
 
 /** The program of `product` in tiles: the sides may be read in ways of their own. */
 export function tiled(product: Product, call: CallKernel, target: WgslTarget): WgslProgram {
-  const { pass, chunks } = target.software
+  const { pass, chunks, split } = target.software
     ? registerTile(product, call, target)
     : sharedTile(product, call, target);
-  if (chunks === 1) return { passes: [pass], workspace: 0 };
+  if (!split) return { passes: [pass], workspace: 0 };
   const count = countOf(call.outputs[0].shape);
   return { passes: [pass, sumOfChunks(call, chunks, target)], workspace: 4 * chunks * count };
 }

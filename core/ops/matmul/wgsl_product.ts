@@ -14,6 +14,7 @@ import {
   type WgslArray,
   WgslInputs,
   type WgslModule,
+  type WgslPass,
 } from "../../wgsl.ts";
 
 /** One operand as a matrix for each batch element. */
@@ -133,15 +134,14 @@ export interface Sink {
   readonly vector: (at: string, value: string) => string;
 }
 
-/** The sink of `product`; with several chunks, results go to the workspace of chunk `chunk`. */
+/** The sink of `product`; where `split`, results go to the workspace of chunk `chunk`. */
 export function sinkOf(
   module: WgslModule,
   product: Product,
   call: CallKernel,
-  chunks: number,
+  split: boolean,
 ): Sink {
   const [output] = call.outputs;
-  const split = chunks > 1;
   const source = split ? { kind: "workspace" } as const : { kind: "output", index: 0 } as const;
   const count = countOf(output.shape);
   const from = split ? `chunk * ${count}u + ` : "";
@@ -170,9 +170,19 @@ export function sinkOf(
   return { code: epilogue, vectors: false, store, vector: store };
 }
 
+/** A pass over tiles. */
+export interface TiledPass {
+  readonly pass: WgslPass;
+  /** Into how many chunks it cuts K. */
+  readonly chunks: number;
+  /** Whether it leaves the chunks in the workspace, for a pass that adds them and applies the epilogue. */
+  readonly split: boolean;
+}
+
 /**
  * Statements that store the accumulators `name(i, j)`: row i of the invocation's `rows`, the four
- * columns of its vector j. `rowOf` and `columnOf` give their places in the matrix.
+ * columns of its vector j. `rowOf` and `columnOf` give their places in the matrix, which `exact` tiles
+ * never leave.
  */
 export function storeTile(
   sink: Sink,
@@ -182,19 +192,19 @@ export function storeTile(
   name: (i: number, j: number) => string,
   rowOf: (i: string) => string,
   columnOf: (j: string) => string,
+  exact = false,
 ): string {
   const { m, n } = product;
   const origin = `batch * ${m * n}u`;
+  const inside = (row: string, column: string, statement: string): string =>
+    exact ? statement : `if (${row} < ${m}u && ${column} < ${n}u) { ${statement} }`;
   if (sink.vectors) {
     const lines: string[] = [];
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < vectors; j++) {
         const [row, column] = [rowOf(`${i}u`), columnOf(`${j}u`)];
-        lines.push(
-          `if (${row} < ${m}u && ${column} < ${n}u) { ${
-            sink.vector(`(${origin} + (${row}) * ${n}u + ${column})`, name(i, j))
-          } }`,
-        );
+        const at = `(${origin} + (${row}) * ${n}u + ${column})`;
+        lines.push(inside(row, column, sink.vector(at, name(i, j))));
       }
     }
     return lines.join("\n  ");

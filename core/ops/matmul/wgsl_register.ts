@@ -7,26 +7,26 @@
 
 import type { CallKernel } from "../../kernel.ts";
 import { countOf, dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
-import { type Product, sideFunctions, sinkOf, storeTile } from "./wgsl_product.ts";
+import { type Product, sideFunctions, sinkOf, storeTile, type TiledPass } from "./wgsl_product.ts";
 
 // Invocations of a workgroup: the driver's vector width, so that the rows of A are the same for all.
 const LANES = 8;
 
 // Multiplications from which on a product counts as large.
-const LARGE = 2 ** 25;
+const LARGE = 2 ** 29;
 
-/** The pass, and into how many chunks it cuts K. */
+/** The pass. */
 export function registerTile(
   product: Product,
   call: CallKernel,
   target: WgslTarget,
-): { pass: WgslPass; chunks: number } {
+): TiledPass {
   const { m, n, k, a, b, batch } = product;
   // Few columns: the lanes go along the rows instead.
   const tall = n <= 16 && m > n;
   // A larger tile reads less and takes longer to compile: it has to be worth it.
   const large = m >= 64 && n >= 128 && countOf(batch) * m * n * k >= LARGE;
-  const rows = tall ? Math.min(4, m) : large ? 16 : m >= 8 ? 8 : m >= 4 ? 4 : m;
+  const rows = tall ? Math.min(4, m) : m >= 8 ? 8 : m >= 4 ? 4 : m;
   const vectors = large ? 4 : n > 32 || tall && n > 4 ? 2 : 1;
   const [blockM, blockN] = tall ? [rows * LANES, vectors * 4] : [rows, vectors * 4 * LANES];
   const tilesM = Math.ceil(m / blockM), tilesN = Math.ceil(n / blockN);
@@ -39,7 +39,9 @@ export function registerTile(
     sideFunctions(module, a, 0, "a", batch),
     sideFunctions(module, b, 1, "b", batch),
   ];
-  const sink = sinkOf(module, product, call, chunks);
+  // A large tile's epilogue would take the driver many times as long to compile as the tile itself.
+  const split = chunks > 1 || (rows * vectors >= 8 && call.epilogue !== null);
+  const sink = sinkOf(module, product, call, split);
   const acc = (i: number, j: number): string => `c${i}_${j}`;
   const row = (i: number): string => `r${i}`;
   const column = (j: number, c = 0): string => c === 0 ? `n${j}` : `min(n${j} + ${c}u, ${n - 1}u)`;
@@ -128,9 +130,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   for (; k + 4u <= end; k += 4u) {
     ${step4.join("\n    ")}
   }
-  for (; k < end; k++) {
-    ${step1.join("\n    ")}
-  }
+  ${k % 4 === 0 ? "" : `for (; k < end; k++) {\n    ${step1.join("\n    ")}\n  }`}
   ${
     storeTile(
       sink,
@@ -140,10 +140,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       acc,
       (i) => `row0 + ${i}`,
       (j) => `column0 + ${j} * ${tall ? 4 : 4 * LANES}u`,
+      m % blockM === 0 && n % blockN === 0,
     )
   }
 }`;
-  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks };
+  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks, split };
 }
 
 // Four columns of B at one k.

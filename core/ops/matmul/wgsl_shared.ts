@@ -7,7 +7,14 @@
 
 import type { CallKernel } from "../../kernel.ts";
 import { countOf, dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
-import { type Product, type Side, sideFunctions, sinkOf, storeTile } from "./wgsl_product.ts";
+import {
+  type Product,
+  type Side,
+  sideFunctions,
+  sinkOf,
+  storeTile,
+  type TiledPass,
+} from "./wgsl_product.ts";
 
 /** The tile of a workgroup, and of an invocation. */
 interface Tiling {
@@ -42,12 +49,12 @@ function choose({ m, n, batch }: Product, target: WgslTarget): Tiling {
   return tiling(64, 64, 16, 8, 1);
 }
 
-/** The pass, and into how many chunks it cuts K. */
+/** The pass. */
 export function sharedTile(
   product: Product,
   call: CallKernel,
   target: WgslTarget,
-): { pass: WgslPass; chunks: number } {
+): TiledPass {
   const { m, n, k, a, b, batch } = product;
   const { blockM, blockN, blockK, rows, vectors } = choose(product, target);
   const across = blockN / (vectors * 4), down = blockM / rows;
@@ -64,7 +71,7 @@ export function sharedTile(
     sideFunctions(module, a, 0, "a", batch),
     sideFunctions(module, b, 1, "b", batch),
   ];
-  const sink = sinkOf(module, product, call, chunks);
+  const sink = sinkOf(module, product, call, chunks > 1);
   // Tiles lie [k][m] and [k][n]. A tile that is transposed on its way in is padded by a vector, so
   // that its scattered stores meet fewer bank conflicts.
   const strideA = blockM / 4 + (a.inner === 1 ? 1 : 0);
@@ -131,7 +138,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     )
   }
 }`;
-  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks };
+  return {
+    pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k),
+    chunks,
+    split: chunks > 1,
+  };
 }
 
 // Copies the `block` × `blockK` tile from (origin, k0) on to workgroup memory as [k][outer], with
