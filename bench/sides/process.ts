@@ -58,13 +58,16 @@ export class SideProcess {
   readonly #process: Deno.ChildProcess;
   readonly #in: WritableStreamDefaultWriter<Uint8Array>;
   readonly #out: AsyncGenerator<string>;
+  readonly #shaders: string;
 
   private constructor(
     name: string,
     process: Deno.ChildProcess,
     out: AsyncGenerator<string>,
+    shaders: string,
   ) {
     this.name = name;
+    this.#shaders = shaders;
     this.#process = process;
     this.#in = process.stdin.getWriter();
     this.#out = out;
@@ -72,16 +75,18 @@ export class SideProcess {
 
   /** Starts a side; throws the last lines of what it said where it does not get ready. */
   static async start({ label, command, args }: Launch): Promise<SideProcess> {
+    const shaders = await Deno.makeTempDir({ prefix: "graft-bench-shaders-" });
     const process = new Deno.Command(command, {
       args: [...args],
       stdin: "piped",
       stdout: "piped",
       stderr: "null",
-      env: { PYTHONDONTWRITEBYTECODE: "1" },
+      // A driver's cache would hand one side, and not another, shaders compiled on an earlier day.
+      env: { PYTHONDONTWRITEBYTECODE: "1", MESA_SHADER_CACHE_DIR: shaders },
     }).spawn();
     const out = lines(process.stdout);
     const { name } = await answer(out, label, process);
-    return new SideProcess(name!, process, out);
+    return new SideProcess(name!, process, out, shaders);
   }
 
   /** Asks, and waits for the answer. Throws where the side failed, with its message. */
@@ -96,6 +101,7 @@ export class SideProcess {
   async close(): Promise<void> {
     await this.#in.close().catch(() => {});
     await this.#process.status;
+    await Deno.remove(this.#shaders, { recursive: true }).catch(() => {});
   }
 }
 

@@ -6,7 +6,7 @@
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { countOf, dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
+import { countOf, dispatchOf, WgslModule, type WgslTarget } from "../../wgsl.ts";
 import { type Product, sideFunctions, sinkOf, storeTile, type TiledPass } from "./wgsl_product.ts";
 
 // Invocations of a workgroup: the driver's vector width, so that the rows of A are the same for all.

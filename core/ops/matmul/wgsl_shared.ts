@@ -6,7 +6,7 @@
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { countOf, dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
+import { countOf, dispatchOf, WgslModule, type WgslTarget } from "../../wgsl.ts";
 import {
   type Product,
   type Side,
