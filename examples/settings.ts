@@ -18,8 +18,8 @@ export type Method = typeof METHODS[number];
 export const LEARNING_RATES: Readonly<Record<Method, number>> = {
   "lora": 0.001,
   "dora": 0.001,
-  "prompt": 0.05,
-  "ptuning-v2": 0.03,
+  "prompt": 0.15,
+  "ptuning-v2": 0.09,
   "full": 0.00015,
 };
 
