@@ -14,6 +14,10 @@ export interface SuperviseOptions {
   readonly log?: (line: string) => void;
 }
 
+/** How long a launcher may take to end after a rank's watchdog has ended the job, in ms. */
+const END_TIME = 3000;
+const POLL = 250;
+
 const passedOn = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 /** Signals after which a job is not started again: somebody wants it to end. */
 const ending: readonly string[] = ["SIGINT", "SIGTERM", "SIGHUP"];
@@ -50,7 +54,7 @@ export async function supervise(
       }`,
     );
     const started = performance.now();
-    const end = await runOnce(words, attempt);
+    const end = await runOnce(words, attempt, log);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     const how = end.signal === null ? `code ${end.code}` : `${end.signal} (code ${end.code})`;
     if (end.code === 0) {
@@ -69,15 +73,49 @@ export async function supervise(
   }
 }
 
-async function runOnce(words: readonly string[], attempt: number): Promise<End> {
+/**
+ * Kills a launcher that still waits for a machine that is cut off, as Open MPI's does for minutes, after
+ * a rank has left its reason in the file `notice`. Gives what stops the looking.
+ */
+function watchNotice(notice: string, child: Deno.ChildProcess, log: (line: string) => void) {
+  let seen = 0;
+  const timer = setInterval(() => {
+    if (seen === 0 && Deno.statSync(notice).size > 0) seen = performance.now();
+    if (seen === 0 || performance.now() - seen < END_TIME) return;
+    clearInterval(timer);
+    log("launch: a rank's watchdog has ended the job, but the launcher still waits, and is killed");
+    child.kill("SIGKILL");
+  }, POLL);
+  return () => clearInterval(timer);
+}
+
+async function runOnce(
+  words: readonly string[],
+  attempt: number,
+  log: (line: string) => void,
+): Promise<End> {
+  const notice = await Deno.makeTempFile();
+  try {
+    return await runWith(
+      words,
+      { GRAFT_RESTART: String(attempt), GRAFT_LAUNCH_NOTICE: notice },
+      log,
+    );
+  } finally {
+    await Deno.remove(notice);
+  }
+}
+
+async function runWith(
+  words: readonly string[],
+  env: { GRAFT_RESTART: string; GRAFT_LAUNCH_NOTICE: string },
+  log: (line: string) => void,
+): Promise<End> {
   const [program, ...args] = words;
   // In a session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
-  const child = new Deno.Command(program, {
-    args,
-    stdin: "null",
-    env: { GRAFT_RESTART: String(attempt) },
-    detached: true,
-  }).spawn();
+  const options = { args, stdin: "null", env, detached: true } as const;
+  const child = new Deno.Command(program, options).spawn();
+  const stopWatching = watchNotice(env.GRAFT_LAUNCH_NOTICE, child, log);
   let told: string | null = null;
   const handlers = passedOn.map((signal) => {
     const handler = () => {
@@ -95,6 +133,7 @@ async function runOnce(words: readonly string[], attempt: number): Promise<End> 
     const { code, signal } = await child.status;
     return { code, signal, told };
   } finally {
+    stopWatching();
     for (const remove of handlers) remove();
   }
 }

@@ -20,10 +20,16 @@ async function overNetwork(fn: (network: Network) => Promise<void>): Promise<voi
   }
 }
 
+/** Starts a job under the supervisor, which ends a launcher that waits for a host that is cut off. */
 function start(command: readonly string[]): Deno.ChildProcess {
-  const [program, ...args] = command;
-  return new Deno.Command(program, { args, stdin: "null", stdout: "piped", stderr: "piped" })
-    .spawn();
+  const launch = ["run", "-A", "--quiet", "--no-check", "examples/launch.ts", "--restarts", "0"];
+  return new Deno.Command(Deno.execPath(), {
+    args: [...launch, "--", ...command],
+    cwd: new URL("../", import.meta.url),
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
 }
 
 forEachLauncher("dist: three hosts, over the network", async (launcher: Launcher) => {

@@ -85,17 +85,12 @@ exec ip netns exec "${this.#prefix}$host" unshare --uts sh -c \\
     const tcp = ["btl_tcp_if_include", "oob_tcp_if_include"].flatMap(
       (name) => ["--mca", name, "10.219.7.0/24"],
     );
-    // Without these Open MPI's launcher waits for minutes for a host that is cut off.
-    const keepAlive = Object.entries({ time: 2, intvl: 1, probes: 2 }).flatMap(
-      ([name, value]) => ["--mca", `oob_tcp_keepalive_${name}`, String(value)],
-    );
     // Each host has one slot, so that the ranks have no memory in common.
     const launcherArgs = launcher.name === "mpich"
       ? ["-launcher", "ssh", "-launcher-exec", reach, "-hosts", hosts]
       : [
         ...["--mca", "plm_rsh_agent", reach, "--mca", "btl", "tcp,self", "--host", hosts],
         ...tcp,
-        ...keepAlive,
         ...variables.flatMap(([name]) => ["-x", name]),
       ];
     const job = jobCommand(launcher, this.size, program, args, { ...options, launcherArgs });

@@ -21,6 +21,17 @@ function numbers(length: number): Int32Array<ArrayBuffer> {
   return new Int32Array(new ArrayBuffer(length * 4));
 }
 
+/** Leaves word where `supervise` looks, if it is on this machine. */
+function tellSupervisor(reason: string): void {
+  const notice = Deno.env.get("GRAFT_LAUNCH_NOTICE");
+  if (notice === undefined) return;
+  try {
+    Deno.writeTextFileSync(notice, reason, { create: false });
+  } catch {
+    // another machine, or no permission: then the launcher has to notice by itself
+  }
+}
+
 /** This process as a rank of MPI_COMM_WORLD. */
 export class MpiTransport implements Transport {
   readonly backend = "mpi";
@@ -118,6 +129,7 @@ export class MpiTransport implements Transport {
 
   abort(reason: string): void {
     console.error(reason);
+    tellSupervisor(reason);
     this.#aborting = true;
     this.#library.symbols.abortElsewhere(this.#abi.world, 1);
     // Where the launcher cannot be reached any more, MPI_Abort may wait for it.
