@@ -122,7 +122,8 @@ if (import.meta.main) {
   const threads = Number(flags.threads);
   const only = new RegExp(flags.only ?? "", "i");
   const cases = CASES.filter((c) =>
-    only.test(`${c.group}: ${c.name}`) && !((flags.quick || device === "webgpu") && !c.quick) &&
+    only.test(`${c.group}: ${c.name}`) &&
+    (c.quick || flags.only !== undefined || !(flags.quick || device === "webgpu")) &&
     !(device === "webgpu" && c.only === "cpu")
   );
   if (cases.length === 0) throw new Error(`--only ${flags.only}: no case has such a name`);

@@ -16,7 +16,7 @@ import {
   valueAndGrad,
 } from "@jax-js/jax";
 import type { Case } from "../cases.ts";
-import { jaxJsGpt } from "./jax_js_gpt.ts";
+import { jaxJsGpt, oneHot } from "./jax_js_gpt.ts";
 import { GPTS, SPEC } from "../small_gpt/spec.ts";
 import { integers, numbers, power, type Side, type Work } from "../sides/work.ts";
 import { serve } from "../sides/serve.ts";
@@ -161,7 +161,7 @@ function withLoss(inputs: Arrays, loss: (...inputs: Arrays) => np.Array): Work {
 }
 
 function nllOf(logits: np.Array, targets: np.Array, rows: number, classes: number): np.Array {
-  return nn.logSoftmax(logits, -1).mul(nn.oneHot(targets, classes)).sum().mul(-1 / rows);
+  return nn.logSoftmax(logits, -1).mul(oneHot(targets, classes)).sum().mul(-1 / rows);
 }
 
 function adamW({ sizes: { count, size } }: Case): Work {

@@ -23,6 +23,15 @@ function linear(x: np.Array, w: Weights, name: string): np.Array {
   return np.matmul(x, w[`${name}.weight`].ref.transpose()).add(w[`${name}.bias`].ref);
 }
 
+/**
+ * i32 [rows] -> [rows, classes] of ones and zeros, by a comparison that fuses: the library's own is a
+ * slice of an identity matrix of [classes, classes], which 32,000 classes do not fit.
+ */
+export function oneHot(ids: np.Array, classes: number): np.Array {
+  const all = np.arange(0, classes, 1, { dtype: np.int32 }).reshape([1, classes]);
+  return ids.reshape([ids.shape[0], 1]).equal(all).astype(np.float32);
+}
+
 function loss(
   { layers, size, heads, sequence, vocabulary }: GptSizes,
   w: Weights,
@@ -32,7 +41,7 @@ function loss(
   const rows = inputs.shape[0];
   const [b, t] = [rows / sequence, sequence];
   // The gradient of `np.take` is a scatter, which `jit` refuses: a product with ones and zeros instead.
-  let x = np.matmul(nn.oneHot(inputs, vocabulary), w["wte.weight"].ref)
+  let x = np.matmul(oneHot(inputs, vocabulary), w["wte.weight"].ref)
     .reshape([b, t, size]).add(w["wpe.weight"].ref); // [B, T, D]
   for (let i = 0; i < layers; i++) {
     const name = `h.${i}.attn.c_attn`;
@@ -51,7 +60,7 @@ function loss(
   }
   const hidden = norm(x, w, "ln_f").reshape([rows, size]);
   const logits = np.matmul(hidden, w["wte.weight"].ref.transpose()); // [B T, V]
-  const picked = nn.logSoftmax(logits, -1).mul(nn.oneHot(targets, vocabulary));
+  const picked = nn.logSoftmax(logits, -1).mul(oneHot(targets, vocabulary));
   tree.dispose(w);
   return picked.sum().mul(-1 / rows);
 }
