@@ -67,12 +67,7 @@ Deno.test("dist: a collective's own limit", async () => {
 });
 
 Deno.test("dist: a result that came in time is not late because the thread was busy", async () => {
-  const groups = localGroups(2);
-  const met = groups.map((group) => group.barrier({ timeout: 20 }));
-  const until = performance.now() + 100;
-  while (performance.now() < until);
-  await Promise.all(met);
-  await Promise.all(groups.map((group) => group.close()));
+  await run("busy");
 });
 
 Deno.test("launch: restarts, their count and their arguments; what cannot be started", async () => {

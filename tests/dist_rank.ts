@@ -125,12 +125,24 @@ async function forever(): Promise<void> {
   }
 }
 
+/** Rank 0 computes while the others meet it; its limit passes meanwhile. */
+async function busy(): Promise<void> {
+  const group = await initProcessGroup();
+  await group.barrier();
+  const met = group.barrier({ timeout: group.rank === 0 ? 20 : 60_000 });
+  const until = performance.now() + 500;
+  while (group.rank === 0 && performance.now() < until);
+  await met;
+  await group.close();
+}
+
 /** Ends without a word. */
 async function leave(): Promise<void> {
   await (await initProcessGroup()).barrier();
 }
 
 const works: Record<string, (...args: string[]) => Promise<unknown>> = {
+  busy,
   check,
   cross,
   differ,
