@@ -38,49 +38,52 @@ function assertAlike(ranks: readonly Outcome[], one: Outcome, job: Job): void {
       `step ${i}: ${loss}, one device ${one.losses[i]}`,
     );
   });
-  // A prefix of three tokens is too little to learn this text by.
+  // A few steps, or a prefix of three tokens, are too little to learn this text by.
   const learns = losses.at(-1)! < losses[0] - 0.3;
-  assert(learns || job.method === "prefix", `${losses}`);
+  assert(learns || job.steps < 16 || job.method === "prefix", `${losses}`);
 }
 
 // Workers and the GPU outlive a test by a moment.
 const outliving = { sanitizeOps: false, sanitizeResources: false };
 
-const JOBS: Job[] = [
-  { method: "lora", optimizer: "adamw", steps: 30, rows: 4 },
-  { method: "full", optimizer: "sgd", steps: 30, rows: 4 },
-  { method: "full", optimizer: "adamw", steps: 30, rows: 4, checkpointing: true },
-  { method: "prefix", optimizer: "adamw", steps: 30, rows: 8, accumulate: 2 },
+const LORA: Job = { method: "lora", optimizer: "adamw", steps: 30, rows: 4 };
+const FULL: Job = { method: "full", optimizer: "sgd", steps: 30, rows: 4 };
+
+// Each way to train at a few sizes, one at all of them. A software GPU takes its time for a step.
+const CASES: { kind: "cpu" | "webgpu"; job: Job; sizes: number[] }[] = [
+  { kind: "cpu", job: LORA, sizes: [1, 2, 3, 4] },
+  { kind: "cpu", job: FULL, sizes: [1, 4] },
+  { kind: "cpu", job: { ...FULL, optimizer: "adamw", steps: 16, checkpointing: true }, sizes: [3] },
+  {
+    kind: "cpu",
+    job: { method: "prefix", optimizer: "adamw", steps: 10, rows: 8, accumulate: 2 },
+    sizes: [1, 3],
+  },
+  { kind: "webgpu", job: { ...LORA, steps: 8 }, sizes: [2] },
+  { kind: "webgpu", job: { ...FULL, steps: 8 }, sizes: [3] },
 ];
 
-for (const kind of ["cpu", "webgpu"] as const) {
-  for (const job of kind === "cpu" ? JOBS : JOBS.slice(0, 2)) {
-    const { method, optimizer, accumulate, checkpointing } = job;
-    const sizes = kind === "webgpu"
-      ? job.method === "full" ? [3, 4] : [2]
-      : accumulate || checkpointing
-      ? [1, 3]
-      : [1, 2, 3, 4];
-    const name = [
-      method,
-      optimizer,
-      ...accumulate ? ["accumulating"] : [],
-      ...checkpointing ? ["checkpointing"] : [],
-    ].join(", ");
-    Deno.test({
-      name: `ddp: ${sizes.join(", ")} ranks are one device: ${name} (${kind})`,
-      ...outliving,
-      fn: () =>
-        withDevices(kind, Math.max(...sizes), async (devices) => {
-          const [one] = await train(devices.slice(0, 1), job);
-          for (const size of sizes) {
-            const ranks = await train(devices.slice(0, size), job);
-            assertAlike(ranks, one, job);
-            if (size === 1) assertEquals(ranks[0], one, "alone, nothing is rounded");
-          }
-        }),
-    });
-  }
+for (const { kind, job, sizes } of CASES) {
+  const { method, optimizer, accumulate, checkpointing } = job;
+  const name = [
+    method,
+    optimizer,
+    ...accumulate ? ["accumulating"] : [],
+    ...checkpointing ? ["checkpointing"] : [],
+  ].join(", ");
+  Deno.test({
+    name: `ddp: ${sizes.join(", ")} ranks are one device: ${name} (${kind})`,
+    ...outliving,
+    fn: () =>
+      withDevices(kind, Math.max(...sizes), async (devices) => {
+        const [one] = await train(devices.slice(0, 1), job);
+        for (const size of sizes) {
+          const ranks = await train(devices.slice(0, size), job);
+          assertAlike(ranks, one, job);
+          if (size === 1) assertEquals(ranks[0], one, "alone, nothing is rounded");
+        }
+      }),
+  });
 }
 
 Deno.test({
@@ -88,7 +91,7 @@ Deno.test({
   ...outliving,
   fn: () =>
     withDevices("cpu", 3, async (devices) => {
-      const [job] = JOBS;
+      const job: Job = { ...LORA, steps: 8 };
       const first = await train(devices, job);
       assertEquals(await train(devices, job), first);
       // The sum of a rank's shares does not depend on how they lie in buckets.
@@ -103,24 +106,22 @@ forEachLauncher(
   "ddp: processes are one device",
   (launcher) =>
     withDevices("cpu", 2, async (devices) => {
-      const [job] = JOBS;
-      const [one] = await train(devices.slice(0, 1), job);
-      for (const size of launcher.name === "mpich" ? [2, 3, 4] : [2]) {
-        const folder = await Deno.makeTempDir();
-        const args = [JSON.stringify(job), folder];
-        const { code, err } = await runJob(launcher, size, "tests/ddp_train.ts", args);
-        assertEquals(code, 0, err);
-        const outcomes: Outcome[] = [];
-        for (let rank = 0; rank < size; rank++) {
-          const text = await Deno.readTextFile(`${folder}/${rank}.json`);
-          const { losses, parameters, gradients } = JSON.parse(text);
-          const floats = (values: number[]): Float32Array => Float32Array.from(values);
-          outcomes.push({ losses, parameters: floats(parameters), gradients: floats(gradients) });
-        }
-        assertAlike(outcomes, one, job);
-        // Two numbers have one sum.
-        if (size === 2) assertEquals(outcomes, await train(devices, job));
-        await Deno.remove(folder, { recursive: true });
+      const [one] = await train(devices.slice(0, 1), LORA);
+      const size = launcher.name === "mpich" ? 4 : 2;
+      const folder = await Deno.makeTempDir();
+      const args = [JSON.stringify(LORA), folder];
+      const { code, err } = await runJob(launcher, size, "tests/ddp_train.ts", args);
+      assertEquals(code, 0, err);
+      const outcomes: Outcome[] = [];
+      for (let rank = 0; rank < size; rank++) {
+        const text = await Deno.readTextFile(`${folder}/${rank}.json`);
+        const { losses, parameters, gradients } = JSON.parse(text);
+        const floats = (values: number[]): Float32Array => Float32Array.from(values);
+        outcomes.push({ losses, parameters: floats(parameters), gradients: floats(gradients) });
       }
+      assertAlike(outcomes, one, LORA);
+      // Two numbers have one sum.
+      if (size === 2) assertEquals(outcomes, await train(devices, LORA));
+      await Deno.remove(folder, { recursive: true });
     }),
 );

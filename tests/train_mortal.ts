@@ -1,4 +1,4 @@
-/** The main job as a rank, of which rank 1 dies after its second checkpoint, unless it was resumed. */
+/** The main job as a rank, of which rank 1 dies after its first checkpoint, unless it was resumed. */
 
 import { initProcessGroup } from "@graft/ml/dist";
 import { Progress } from "../examples/log.ts";
@@ -12,7 +12,7 @@ await train(isResumed ? await resumed(given) : settingsOf(given), {
   group,
   log: new Progress(true),
   onEvaluation(step): void {
-    if (step === 6 && group.rank === 1 && !isResumed) Deno.kill(Deno.pid, "SIGKILL");
+    if (step === 3 && group.rank === 1 && !isResumed) Deno.kill(Deno.pid, "SIGKILL");
   },
 });
 await group.close();

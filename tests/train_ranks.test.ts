@@ -9,13 +9,35 @@ import { tinyModel } from "./tiny_model.ts";
 const TRAIN = "examples/train.ts";
 
 /** A folder with a short text, and the flags of a small run over it. */
-async function setting(): Promise<{ folder: string; flags: string[] }> {
+interface Setting {
+  readonly folder: string;
+  readonly flags: string[];
+}
+
+async function makeSetting(): Promise<Setting> {
   const folder = await Deno.makeTempDir();
   const lines = Array.from({ length: 120 }, (_, i) => `Line ${i} of a play: to be, or not to be.`);
   await Deno.writeTextFile(`${folder}/play.txt`, lines.join("\n"));
   const what = ["--model", await tinyModel(), "--data", `${folder}/play.txt`, "--rank", "4"];
   const how = ["--device", "cpu", "--batch", "3", "--seq", "16", "--sample", "3"];
   return { folder, flags: [...what, ...how, "--eval-every", "3", "--lr", "0.01"] };
+}
+
+// Processes are what costs time here, so one setting and one run of one device serve all tests.
+let shared: Promise<Setting> | undefined;
+let alone: Promise<string> | undefined;
+const setting = (): Promise<Setting> => shared ??= makeSetting();
+const oneDevice = (): Promise<string> => alone ??= runAlone();
+
+Deno.test.afterAll(async () => {
+  if (shared) await Deno.remove((await shared).folder, { recursive: true });
+});
+
+async function runAlone(): Promise<string> {
+  const { folder, flags } = await setting();
+  const out = `${folder}/one`;
+  assertOneVoice(await run(...flags, "--steps", "6", "--out", out));
+  return out;
 }
 
 function run(...args: string[]): Promise<JobEnd> {
@@ -54,43 +76,40 @@ function assertOneVoice({ code, out, err }: JobEnd): void {
   assertEquals(out.match(/done in /g)?.length, 1, out);
 }
 
-forEachLauncher("train: several ranks are one device", async (launcher) => {
+forEachLauncher("train: several ranks", async (launcher, t) => {
   const { folder, flags } = await setting();
+  const [two, parts, killed] = ["two", "parts", "killed"].map((name) =>
+    `${folder}/${launcher.name}-${name}`
+  );
   const steps = ["--steps", "6", "--out"];
-  const [one, two, parts] = ["one", "two", "parts"].map((name) => `${folder}/${name}`);
-  assertOneVoice(await run(...flags, ...steps, one));
-  // Three sequences on two ranks: a share of one, and a share of two.
-  assertOneVoice(await runJob(launcher, 2, TRAIN, [...flags, ...steps, two]));
-  await assertSameRun(two, one);
+  await t.step("are one device", async () => {
+    // Three sequences on two ranks: a share of one, and a share of two.
+    assertOneVoice(await runJob(launcher, 2, TRAIN, [...flags, ...steps, two]));
+    await assertSameRun(two, await oneDevice());
+  });
   if (launcher.name === "mpich") {
-    // Threads begin, other ranks go on.
-    const begun = await run(...flags, "--devices", "2", "--steps", "3", "--out", parts);
-    assertEquals(begun.code, 0, begun.out + begun.err);
-    const more = ["--resume", "--device", "cpu", "--eval-every", "3", ...steps, parts];
-    assertOneVoice(await runJob(launcher, 2, TRAIN, more));
-    await assertSameRun(parts, one);
+    await t.step("go on with what threads began", async () => {
+      const begun = await run(...flags, "--devices", "2", "--steps", "3", "--out", parts);
+      assertEquals(begun.code, 0, begun.out + begun.err);
+      const more = ["--resume", "--device", "cpu", "--eval-every", "3", ...steps, parts];
+      assertOneVoice(await runJob(launcher, 2, TRAIN, more));
+      await assertSameRun(parts, await oneDevice());
+    });
   }
-  await Deno.remove(folder, { recursive: true });
-});
-
-forEachLauncher("train: a killed rank costs steps, and no bit", async (launcher) => {
-  const { folder, flags } = await setting();
-  const [whole, parts] = [`${folder}/whole`, `${folder}/parts`];
-  const how = [...flags, "--steps", "9", "--sample", "0", "--out"];
-  assertEquals((await runJob(launcher, 2, TRAIN, [...how, whole])).code, 0);
-  const job = jobCommand(launcher, 2, "tests/train_mortal.ts", [...how, parts]);
-  const launch = ["run", "-A", "--quiet", "--no-check", "examples/launch.ts", "--add=--resume"];
-  const { code, err } = await runCommand([Deno.execPath(), ...launch, "--", ...job]);
-  assertEquals(code, 0, err);
-  assert(err.includes("restart 1 of"), err);
-  for (const name of ["adapter_model.safetensors", "checkpoint/state.safetensors"]) {
-    const [one, other] = [whole, parts].map((out) => openSafetensors(`${out}/${name}`));
-    await using a = await one;
-    await using b = await other;
-    assertEquals(a.names, b.names);
-    for (const key of a.names) assertEquals(await a.read(key), await b.read(key), key);
-  }
-  await Deno.remove(folder, { recursive: true });
+  await t.step("of which one is killed: it costs steps, and no bit", async () => {
+    const job = jobCommand(launcher, 2, "tests/train_mortal.ts", [...flags, ...steps, killed]);
+    const launch = ["run", "-A", "--quiet", "--no-check", "examples/launch.ts", "--add=--resume"];
+    const { code, err } = await runCommand([Deno.execPath(), ...launch, "--", ...job]);
+    assertEquals(code, 0, err);
+    assert(err.includes("restart 1 of"), err);
+    for (const name of ["adapter_model.safetensors", "checkpoint/state.safetensors"]) {
+      const [one, other] = [two, killed].map((out) => openSafetensors(`${out}/${name}`));
+      await using a = await one;
+      await using b = await other;
+      assertEquals(a.names, b.names);
+      for (const key of a.names) assertEquals(await a.read(key), await b.read(key), key);
+    }
+  });
 });
 
 Deno.test("train: ranks end together, on a loss that is not a number or a disk that is full", async () => {
@@ -109,12 +128,11 @@ Deno.test("train: ranks end together, on a loss that is not a number or a disk t
   const full = await run(...both, `${folder}/full`);
   assertEquals(full.code, 1, full.out);
   assert(/rank \d of 2 failed: .*checkpoint/.test(full.err), full.err);
-  await Deno.remove(folder, { recursive: true });
 });
 
 Deno.test("train: Ctrl-C ends all ranks after one step, with a checkpoint", async () => {
   const { folder, flags } = await setting();
-  const out = `${folder}/out`;
+  const out = `${folder}/stopped`;
   const args = [...flags, "--devices", "2", "--steps", "100000", "--eval-every", "0"];
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--quiet", "--no-check", TRAIN, ...args, "--out", out],
@@ -137,5 +155,4 @@ Deno.test("train: Ctrl-C ends all ranks after one step, with a checkpoint", asyn
   assertEquals(code, 130, decoder.decode(stdout) + decoder.decode(stderr));
   await using file = await openSafetensors(`${out}/checkpoint/state.safetensors`);
   assertEquals(JSON.parse(file.metadata.state).progress.step, await steps());
-  await Deno.remove(folder, { recursive: true });
 });
