@@ -26,8 +26,8 @@ const HELP = `Fine-tuning, a reward model and PPO, one after the other, on stori
   --rankings FILE     a person's ranks of the answers, in place of the rule's
   --until STAGE       end after sft, answers, reward, ppo or ppo-ptx  (ppo-ptx)
   --sft-steps N       steps of fine-tuning                            (30)
-  --prompts N         prompts with 4 answers each to rank             (384)
-  --held-out N        prompts to measure every policy on              (128)
+  --prompts N         prompts with 4 answers each to rank             (256)
+  --held-out N        prompts to measure every policy on              (64)
   --reward-epochs N   times the reward model sees them                (2)
   --ppo-steps N       rollouts that PPO learns from                   (7)
   --rollouts N        answers in each, an even number                 (32)
@@ -259,8 +259,8 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     rankings: (flags.rankings ?? "") as string,
     until: word("until", STAGES),
     sftSteps: whole("sft-steps", 30, 1),
-    prompts: whole("prompts", 384, 16),
-    heldOut: whole("held-out", 128, 4),
+    prompts: whole("prompts", 256, 16),
+    heldOut: whole("held-out", 64, 4),
     rewardEpochs: whole("reward-epochs", 2, 1),
     ppoSteps: whole("ppo-steps", 7, 1),
     rollouts: whole("rollouts", 32, 2),
