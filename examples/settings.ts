@@ -206,15 +206,20 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
 }
 
 /**
- * How many devices of this machine a run is to use: no setting, for it changes nothing but the time.
+ * How much of this machine a run is to use: its devices, and the threads of each on the CPU (undefined:
+ * a share of the cores). No settings, for they change nothing but the time.
  *
- * Throws a `UsageError` where it is no whole number.
+ * Throws a `UsageError` where one is no whole number.
  */
-export function devicesOf(given: Given): number {
-  const { value = 1, label = "" } = given.get("devices") ?? {};
-  const devices = Number(value);
-  if (Number.isSafeInteger(devices) && devices > 0) return devices;
-  throw new UsageError(`${label} must be a whole number from 1 on, got "${value}"`);
+export function machineOf(given: Given): { devices: number; threads: number | undefined } {
+  const whole = (name: string): number | undefined => {
+    const { value, label } = given.get(name) ?? {};
+    if (value === undefined) return undefined;
+    const n = Number(value);
+    if (Number.isSafeInteger(n) && n > 0) return n;
+    throw new UsageError(`${label} must be a whole number from 1 on, got "${value}"`);
+  };
+  return { devices: whole("devices") ?? 1, threads: whole("threads") };
 }
 
 /** Where the checkpoint of the run in `out` is. */

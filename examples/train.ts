@@ -45,9 +45,9 @@ import { adapt, saveResult, windowLength } from "./methods.ts";
 import { writeReport } from "./report.ts";
 import {
   checkpointOf,
-  devicesOf,
   FLAGS,
   LEARNING_RATES,
+  machineOf,
   METHODS,
   readFlags,
   resumed,
@@ -80,6 +80,7 @@ const HELP = `Adapts a language model to a text.
   --devices N         devices of this machine to train on, each with
                       a thread of its own; for several machines start
                       the same under mpiexec or srun                  (1)
+  --threads N         threads of a device on the CPU                  (all cores, shared by the devices)
   --steps N           training steps                                  (60)
   --batch N           sequences in a step, of all devices together    (4)
   --seq N             tokens in a sequence      (256, or what the model has positions for)
@@ -134,6 +135,8 @@ export interface TrainOptions {
   readonly log?: Progress;
   /** Who trains together; default: this process alone. */
   readonly group?: ProcessGroup;
+  /** Threads of a device on the CPU; default: its share of the cores. */
+  readonly threads?: number;
   /** Told of each evaluation; where it answers true, the run ends there, as by Ctrl-C. */
   readonly onEvaluation?: (step: number, losses: Losses) => boolean | void;
 }
@@ -163,7 +166,7 @@ export interface Outcome {
  */
 export async function train(settings: Settings, options: TrainOptions = {}): Promise<Outcome> {
   const { group = singleGroup() } = options;
-  const threads = group.size > 1 ? threadShare(group) : undefined;
+  const { threads = group.size > 1 ? threadShare(group) : undefined } = options;
   const device = await init({ device: settings.device, threads });
   try {
     return await run(device, group, settings, options);
@@ -407,10 +410,10 @@ function count(n: number): string {
 }
 
 /** A run as one rank of those that were launched; rank 0 says how it goes. */
-export async function main(settings: Settings): Promise<Outcome> {
+export async function main(settings: Settings, threads?: number): Promise<Outcome> {
   const group = await initProcessGroup();
   const log = new Progress(group.rank > 0);
-  const outcome = await train(settings, { log, group });
+  const outcome = await train(settings, { log, group, threads });
   await group.close();
   const { out, method } = settings;
   if (outcome.stopped) {
@@ -425,18 +428,21 @@ export async function main(settings: Settings): Promise<Outcome> {
 
 if (import.meta.main) {
   try {
-    const { given, on } = await readFlags(Deno.args, [...FLAGS, "devices"], ["resume", "help"]);
+    const { given, on } = await readFlags(Deno.args, [...FLAGS, "devices", "threads"], [
+      "resume",
+      "help",
+    ]);
     if (on.has("help")) {
       console.log(HELP);
       Deno.exit(0);
     }
     const settings = on.has("resume") ? await resumed(given) : settingsOf(given);
-    const devices = devicesOf(given);
+    const { devices, threads } = machineOf(given);
     const { stopped } = devices === 1
-      ? await main(settings)
+      ? await main(settings, threads)
       : (await runLocal(new URL(import.meta.url), {
         size: devices,
-        args: [settings],
+        args: [settings, threads],
       }) as Outcome[])[0];
     Deno.exit(stopped ? 130 : 0);
   } catch (error) {

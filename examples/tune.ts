@@ -27,16 +27,21 @@ import { Progress, readMetrics } from "./log.ts";
 import { settingsFrom, UsageError } from "./settings.ts";
 import { writeStudyReport } from "./tune_report.ts";
 
+/** The names are those of Llama and its kin. */
+const TARGETS = "q_proj,v_proj;q_proj,k_proj,v_proj,o_proj;all-linear";
+
 const HELP = `Searches rank, alpha, targets and learning rate of a LoRA for the least held-out loss.
 
   deno task tune [flags] [-- flags of deno task train, for all trials]
 
   --trials N      trials in all, those of earlier runs among them;
-                  a grid has 48 and ends by itself                   (20)
+                  a grid has 16 for each target and ends by itself   (20)
   --steps N       training steps of a trial                          (30)
+  --targets LIST  what --target of train is chosen from, ";" between
+                  (${TARGETS})
   --sampler NAME  tpe, random or grid                                (tpe)
   --pruner NAME   which trials stop early: median, halving or none   (median)
-  --parallel N    trials at a time; they share the processor         (1)
+  --parallel N    trials at a time; they share the cores             (1)
   --seed N        decides the sampler's choices                      (0)
   --final N       steps to train with the best settings at the end   (0)
   --out DIR       for the study, its trials, report.html, best.json  (out/tune)
@@ -46,12 +51,16 @@ A search that was stopped goes on when the same command is given again. Its best
 for "deno task train --config out/tune/best.json".`;
 
 /** Where to look: flags of `deno task train`, but for alpha, which is given by the rank. */
-const SPACE = {
-  lr: logUniform(3e-4, 3e-2),
-  rank: integer(2, 32, { log: true }),
-  alpha_over_rank: choice([1, 2, 4]),
-  target: choice(["q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj", "all-linear"]),
-};
+function spaceOf(targets: readonly string[]) {
+  return {
+    lr: logUniform(3e-4, 3e-2),
+    rank: integer(2, 32, { log: true }),
+    alpha_over_rank: choice([1, 2, 4]),
+    target: choice(targets),
+  };
+}
+
+type SearchSpace = ReturnType<typeof spaceOf>;
 
 /** The values of a grid: how many on the way from bound to bound, or which. */
 const GRID = { lr: 4, rank: [4, 16], alpha_over_rank: [1, 2] };
@@ -59,6 +68,7 @@ const GRID = { lr: 4, rank: [4, 16], alpha_over_rank: [1, 2] };
 interface Settings {
   readonly trials: number;
   readonly steps: number;
+  readonly targets: readonly string[];
   readonly sampler: string;
   readonly pruner: string;
   readonly parallel: number;
@@ -77,8 +87,9 @@ async function tune(settings: Settings): Promise<number> {
   const { out, steps, trials, parallel, sampler } = settings;
   const log = new Progress();
   await Deno.mkdir(`${out}/trials`, { recursive: true });
+  const space = spaceOf(settings.targets);
   const study = new Study({
-    space: SPACE,
+    space,
     sampler: samplerOf(sampler),
     pruner: prunerOf(settings.pruner, steps),
     seed: settings.seed,
@@ -86,7 +97,7 @@ async function tune(settings: Settings): Promise<number> {
   });
   const before = study.trials.filter((trial) => trial.state !== "running").length;
   log.line(
-    `${sampler} over ${Object.keys(SPACE).join(", ")}: ` +
+    `${sampler} over ${Object.keys(space).join(", ")}: ` +
       (before > 0 ? `${before} trials are there already` : `trials of ${steps} steps`),
   );
 
@@ -104,7 +115,8 @@ async function tune(settings: Settings): Promise<number> {
   };
   Deno.addSignalListener("SIGINT", stop);
 
-  const run = async (trial: Trial<typeof SPACE>): Promise<Outcome> => {
+  const threads = Math.max(1, Math.floor(navigator.hardwareConcurrency / parallel));
+  const run = async (trial: Trial<SearchSpace>): Promise<Outcome> => {
     const folder = `${out}/trials/${trial.number}`;
     await Deno.remove(folder, { recursive: true }).catch(() => {}); // of a search that was stopped
     const config = {
@@ -115,7 +127,7 @@ async function tune(settings: Settings): Promise<number> {
       sample: 0,
       out: folder,
     };
-    const child = await train(config, `${folder}.json`, "piped");
+    const child = await train(config, `${folder}.json`, "piped", ["--threads", `${threads}`]);
     running.add(child);
     let ended = false;
     const output = child.output().finally(() => ended = true);
@@ -170,7 +182,7 @@ async function tune(settings: Settings): Promise<number> {
 }
 
 /** A point of the space as flags of a training run. */
-function flagsOf({ lr, rank, alpha_over_rank, target }: Params<typeof SPACE>): Config {
+function flagsOf({ lr, rank, alpha_over_rank, target }: Params<SearchSpace>): Config {
   return { lr: Number(lr.toPrecision(4)), rank, alpha: alpha_over_rank * rank, target };
 }
 
@@ -179,10 +191,11 @@ async function train(
   config: Config,
   path: string,
   output: "piped" | "inherit",
+  flags: readonly string[] = [],
 ): Promise<Deno.ChildProcess> {
   await Deno.writeTextFile(path, JSON.stringify(config));
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", import.meta.resolve("./train.ts"), "--config", path],
+    args: ["run", "-A", "--quiet", import.meta.resolve("./train.ts"), "--config", path, ...flags],
     stdin: "null",
     stdout: output === "piped" ? "null" : output,
     stderr: output,
@@ -228,7 +241,17 @@ function parseFlags(args: string[]): Settings | null {
   const bad = (message: string): never => {
     throw new UsageError(`${message}; --help lists the flags`);
   };
-  const names = ["trials", "steps", "sampler", "pruner", "parallel", "seed", "final", "out"];
+  const names = [
+    "trials",
+    "steps",
+    "targets",
+    "sampler",
+    "pruner",
+    "parallel",
+    "seed",
+    "final",
+    "out",
+  ];
   const flags = parseArgs(args, {
     string: names,
     boolean: ["help"],
@@ -255,10 +278,18 @@ function parseFlags(args: string[]): Settings | null {
   for (const name of ["lr", "rank", "alpha", "target", "steps", "eval-every", "sample", "out"]) {
     if (name in train) bad(`--${name} is tune's to give, so it cannot stand after --`);
   }
-  settingsFrom(train);
+  const { method } = settingsFrom(train);
+  if (method !== "lora" && method !== "dora") {
+    bad(`after --, --method must be lora or dora, whose settings are searched, got ${method}`);
+  }
+  const targets = (flags.targets ?? TARGETS).split(";");
+  if (new Set(targets).size < targets.length || targets.includes("")) {
+    bad(`--targets needs targets that differ, ";" between, got "${flags.targets}"`);
+  }
   return {
     trials: whole("trials", 20, 1),
     steps: whole("steps", 30, 1),
+    targets,
     sampler: word("sampler", ["tpe", "random", "grid"]),
     pruner: word("pruner", ["median", "halving", "none"]),
     parallel: whole("parallel", 1, 1),

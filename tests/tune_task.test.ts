@@ -51,7 +51,8 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
     "--seq",
     "16",
   ];
-  const flags = ["--out", out, "--steps", "2", "--sampler", "random", "--", ...small];
+  const targets = ["--targets", "k_proj;o_proj,up_proj"];
+  const flags = ["--out", out, "--steps", "2", "--sampler", "random", ...targets, "--", ...small];
 
   const child = command(["--trials", "2", ...flags]).spawn();
   while (!(await events(out).catch(() => ({ ask: 0 }))).ask) {
@@ -71,6 +72,7 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
     Object.keys(best).sort().join(),
     "alpha,batch,data,device,lr,model,rank,seq,target",
   );
+  assert(["k_proj", "o_proj,up_proj"].includes(best.target), best.target);
   // The final run has the best trial's settings.
   const adapter = JSON.parse(await Deno.readTextFile(`${out}/final/adapter_config.json`));
   assertEquals([adapter.r, adapter.lora_alpha], [best.rank, best.alpha]);
@@ -88,6 +90,8 @@ Deno.test("tune task: bad flags are one line and exit code 2", async () => {
       [["--rank", "8"], "there is no flag --rank"],
       [["--", "--lr", "1"], "--lr is tune's to give"],
       [["--", "--batch", "x"], '"batch" must be a number'],
+      [["--", "--method", "prompt"], "--method must be lora or dora"],
+      [["--targets", "q_proj;q_proj"], "--targets needs targets that differ"],
       [["--", "--nonsense", "1"], 'there is no setting "nonsense"'],
     ] as const
   ) {
