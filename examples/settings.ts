@@ -235,6 +235,11 @@ export function checkpointOf(out: string): string {
 export async function resumed(given: Given): Promise<Settings> {
   const told = settingsOf(given, true);
   const { out } = told;
+  // `deno task launch` may start a run again that was lost before its first checkpoint.
+  if (Number(Deno.env.get("GRAFT_RESTART") ?? 0) > 0) {
+    const { isFile } = await Deno.stat(checkpointOf(out)).catch(() => ({ isFile: false }));
+    if (!isFile) return settingsOf(given);
+  }
   const { settings, step } = await checkpointProgress(checkpointOf(out)) as {
     settings: Readonly<Record<string, unknown>>;
     step: number;

@@ -1,11 +1,11 @@
 /** The main job as a user runs it: files, resuming, Ctrl-C, a loss that is not a number, bad flags. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { openSafetensors } from "@graft/ml";
 import { loadTokenizer } from "@graft/ml/data";
 import type { Base } from "../examples/base.ts";
 import { Progress } from "../examples/log.ts";
-import { settingsFrom } from "../examples/settings.ts";
+import { FLAGS, readFlags, resumed, settingsFrom } from "../examples/settings.ts";
 import { loadTexts } from "../examples/texts.ts";
 import { type Outcome, train } from "../examples/train.ts";
 import { tinyModel } from "./tiny_model.ts";
@@ -57,7 +57,8 @@ async function losses0(out: string): Promise<unknown> {
 }
 
 Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter generates", async () => {
-  const { folder, flags } = await setting();
+  const { folder, flags } = await setting(await tinyModel());
+  flags.push("--sample", "5");
   const whole = `${folder}/whole`, parts = `${folder}/parts`;
   const [code, out, err] = await run("train", ...flags, "--out", whole, "--steps", "5");
   assertEquals([code, err], [0, ""], out + err);
@@ -74,7 +75,8 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
   const { summary } = lines.at(-1) as { summary: Record<string, number> };
   assertEquals(lines.length, 7); // the start, five steps, the summary
   assert(summary.eval_loss < summary.base_eval_loss && summary.peak_bytes > 0);
-  assertEquals(summary.trainable_parameters, 6 * 4 * (4 * 2 * 288 + 3 * (288 + 768)));
+  // Two layers of rank 4: queries and the output 16 by 16, keys and values 16 by 8, the MLP 16 by 32.
+  assertEquals(summary.trainable_parameters, 2 * 4 * (2 * 32 + 2 * 24 + 3 * 48));
   assertEquals(
     Object.keys(lines[5]).sort().join(),
     "eval_loss,general_loss,grad_norm,learning_rate,loss,step,tokens_per_second",
@@ -92,7 +94,7 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
     "cpu",
   ];
   const [status, text] = await run("generate", ...generate);
-  assert(status === 0 && text.startsWith("To be") && text.length > 10, text);
+  assert(status === 0 && text.startsWith("To be") && text.length > 7, text);
   assertEquals((await run("generate", ...generate))[1], text);
 
   const past = await run("train", "--out", parts, "--steps", "5", "--resume");
@@ -213,7 +215,7 @@ Deno.test("train: every method, resumed, is the unbroken run to the bit; its fil
 });
 
 Deno.test("train: --config is the flags; flags stand over it", async () => {
-  const { folder, flags } = await setting(await tinyModel());
+  const { folder, flags } = await setting(); // stories15M, once
   const config = `${folder}/best.json`, out = `${folder}/out`;
   const target = ["q_proj", "v_proj"];
   await Deno.writeTextFile(config, JSON.stringify({ rank: 2, lr: 0.01, target, steps: 7, out }));
@@ -363,3 +365,14 @@ async function check(cases: [string, string[], number, string][]): Promise<void>
   };
   await Promise.all([worker(), worker(), worker()]);
 }
+
+Deno.test("train: lost before its first checkpoint and started again, a run begins anew", async () => {
+  const { given } = await readFlags(["--out", await Deno.makeTempDir()], FLAGS, []);
+  await assertRejects(() => resumed(given), Error, "state.safetensors");
+  Deno.env.set("GRAFT_RESTART", "1");
+  try {
+    assertEquals((await resumed(given)).resume, false);
+  } finally {
+    Deno.env.delete("GRAFT_RESTART");
+  }
+});
