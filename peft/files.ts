@@ -9,7 +9,7 @@ import { openSafetensors, writeSafetensors } from "../core/mod.ts";
 import { writeAtomically } from "../core/files.ts";
 import type { HostTensor, Module, Parameter } from "../nn/mod.ts";
 import { readJson } from "../nn/models/pretrained.ts";
-import { checkKeys, hostValues, safetensorsInput, writeHost } from "../nn/state.ts";
+import { checkKeys, hostValues, KeysError, safetensorsInput, writeHost } from "../nn/state.ts";
 import {
   formatConfig,
   type LoraConfig,
@@ -213,12 +213,18 @@ export async function loadAdapter(
     }
   } catch (error) {
     deleteAdapter(model, name);
-    throw error;
+    throw error instanceof KeysError ? forBase(error, config.base_model_name_or_path) : error;
   }
   if (trainable) model.freeze();
   for (const p of adapterParameters(model, name)) p.requiresGrad = trainable;
   setActive(model, name);
   return config;
+}
+
+/** Says which base an adapter whose keys do not fit is for. */
+function forBase(error: KeysError, base?: string | null): KeysError {
+  const which = base ? `; its configuration names ${base}` : "";
+  return new KeysError(`${error.message}\nAn adapter fits the base it was trained on${which}`);
 }
 
 /** Throws where the file's copy of a weight is not the model's: the adapter is for another base. */

@@ -91,8 +91,8 @@ export function findTargets(model: Module, config: ResolvedLoraConfig): Target[]
 }
 
 /**
- * The modules that `modules_to_save` names, each by its name or its ending after a dot; none within
- * another.
+ * The modules that `modules_to_save` names, each by the end of its path, so that "norm" is every norm of
+ * a Llama, as in PEFT; none within another.
  *
  * Throws an `Error` where it names none.
  */
@@ -104,7 +104,7 @@ export function findSaved(
   if (names.length === 0) return [];
   const found: [string, Module][] = [];
   for (const [path, module] of baseModules(model)) {
-    if (path === "" || !matchesName(path, names)) continue;
+    if (path === "" || !names.some((name) => path.endsWith(name))) continue;
     if (!found.some(([outer]) => path.startsWith(`${outer}.`))) found.push([path, module]);
   }
   if (found.length === 0) {

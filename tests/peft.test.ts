@@ -20,6 +20,7 @@ import {
   unload,
   withoutAdapters,
 } from "@graft/ml/peft";
+import { findSaved } from "../peft/target.ts";
 import { forEachDevice } from "./devices.ts";
 
 const config = {
@@ -69,8 +70,11 @@ Deno.test("peft: targets are PEFT's", async () => {
     [{ target_modules: ["norm"] }, -1], // neither linear nor an embedding
     [{ target_modules: ".*" }, -1], // everything
     [{ target_modules: "all-linear", modules_to_save: ["mlp"] }, 12], // copied, not adapted
+    [{ target_modules: "all-linear", modules_to_save: ["up_proj", "norm"] }, 18],
     [{ target_modules: [] }, -1],
   ];
+  // Any ending, unlike a target: 3 layers with 2 norms each, and the last one.
+  assertEquals(findSaved(model, { modules_to_save: ["norm"] }).length, 7);
   for (const [change, count] of cases) {
     const resolved = resolveLoraConfig(change);
     if (count < 0) assertThrows(() => findTargets(model, resolved), Error, "LoRA");
