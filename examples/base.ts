@@ -37,6 +37,9 @@ export async function loadBase(
         tell(`${name}: ${path}, ${mib(loaded)} of ${mib(total)} MiB`);
       },
     });
+  if (await exists(`${folder}/adapter_config.json`) && !(await exists(`${folder}/config.json`))) {
+    throw new Error(`${name} is an adapter: a model is needed (deno task generate has --adapter)`);
+  }
   const model = await loadModel(folder, quantize === "none" ? {} : { quantize });
   if (!(model instanceof CausalLM)) {
     throw new Error(
@@ -58,9 +61,12 @@ export async function loadBase(
 /** Copies what turns text into tokens beside a model that was saved. */
 export async function copyTokenizer(from: string, to: string): Promise<void> {
   for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) {
-    const isThere = await Deno.stat(`${from}/${name}`).then(() => true, () => false);
-    if (isThere) await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
+    if (await exists(`${from}/${name}`)) await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
   }
+}
+
+function exists(path: string): Promise<boolean> {
+  return Deno.stat(path).then(() => true, () => false);
 }
 
 function mib(bytes: number): string {

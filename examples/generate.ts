@@ -67,12 +67,16 @@ async function main(args: string[]): Promise<void> {
   const { adapter, prompt = "Once upon a time" } = flags;
 
   const opened = await init({ device: device as DeviceName });
-  const name = flags.model ?? (adapter && await baseOf(adapter)) ?? "stories15M";
+  const named = flags.model ? undefined : adapter && await baseOf(adapter);
+  const tell = (text: string): void => console.error(text);
   const base = await loadBase(
-    name,
-    (text) => console.error(text),
+    flags.model ?? named ?? "stories15M",
+    tell,
     quantize as Settings["quantize"],
-  );
+  ).catch((error) => {
+    if (!named) throw error;
+    throw new Error(`${error.message}; ${adapter} names that base: --model says where it is now`);
+  });
   const { model, tokenizer } = base;
   if (adapter) {
     const { peft_type } = await loadAdapter(model, adapter);
@@ -86,9 +90,12 @@ async function main(args: string[]): Promise<void> {
   const print = (text: string): void => {
     Deno.stdout.writeSync(new TextEncoder().encode(text));
   };
-  if (!flags.chat) print(prompt);
-  for await (const id of generate(model, ids, options)) print(stream.push(id));
-  print(`${stream.end()}\n`);
+  let before = flags.chat ? "" : prompt; // printed when nothing is wrong with it
+  for await (const id of generate(model, ids, options)) {
+    print(before + stream.push(id));
+    before = "";
+  }
+  print(`${before}${stream.end()}\n`);
   await opened.close();
 }
 

@@ -22,12 +22,14 @@ function isPrompt({ method }: Settings): boolean {
  */
 export function windowLength(settings: Settings, { model }: Base): number {
   const virtual = isPrompt(settings) ? settings.virtualTokens : 0;
-  const most = model.config.max_position_embeddings - virtual;
+  const positions = model.config.max_position_embeddings, most = positions - virtual;
   const seq = settings.seq ?? Math.min(256, most);
   if (seq > most || most < 2) {
     throw new UsageError(
-      `--seq must be from 2 to ${most}, got ${seq}: ${settings.model} has ` +
-        `${model.config.max_position_embeddings} positions` +
+      (most < 2
+        ? "too few positions are left for a text"
+        : `--seq must be from 2 to ${most}, got ${seq}`) +
+        `: ${settings.model} has ${positions}` +
         (virtual > 0 ? `, of which --virtual-tokens takes ${virtual}` : ""),
     );
   }
@@ -82,9 +84,11 @@ function targetsOf(model: CausalLM, target: string): string | string[] {
   // Anything but names is a regular expression.
   if (!/^[\w.,-]+$/.test(target) || target === "all-linear") return target;
   const linear = findTargets(model, resolveLoraConfig({ target_modules: "all-linear" }));
-  const names = target.split(",").flatMap((name) =>
-    name === "all-linear" ? linear.map(({ path }) => path.replace(/^.*\./, "")) : name
-  );
+  const names = target.split(",").flatMap((name) => {
+    if (name === "all-linear") return linear.map(({ path }) => path.replace(/^.*\./, ""));
+    findTargets(model, resolveLoraConfig({ target_modules: [name] })); // throws where there is none
+    return name;
+  });
   return [...new Set(names)];
 }
 
