@@ -87,6 +87,7 @@ async function tune(settings: Settings): Promise<number> {
   const { out, steps, trials, parallel, sampler } = settings;
   const log = new Progress();
   await Deno.mkdir(`${out}/trials`, { recursive: true });
+  await checkSearch(settings);
   const space = spaceOf(settings.targets);
   const study = new Study({
     space,
@@ -179,6 +180,23 @@ async function tune(settings: Settings): Promise<number> {
   }
   const last = { ...config, steps: settings.final, out: `${out}/final` };
   return (await (await train(last, `${out}/final.json`, "inherit")).status).code;
+}
+
+/** Trials of one study have the same job: a search goes on only with the settings that it began with. */
+async function checkSearch({ out, steps, train }: Settings): Promise<void> {
+  const { device: _, ...job } = settingsFrom({ ...train, steps });
+  const path = `${out}/search.json`;
+  const before = await Deno.readTextFile(path).then(JSON.parse).catch((error) => {
+    if (error instanceof Deno.errors.NotFound) return job;
+    throw new Error(`${path}: ${error.message}`);
+  });
+  for (const [key, value] of Object.entries(job)) {
+    if (before[key] === value) continue;
+    throw new UsageError(
+      `the search in ${out} has ${key} ${before[key]}, asked for is ${value}: choose another --out`,
+    );
+  }
+  await writeWhole(path, `${JSON.stringify(job, null, 2)}\n`);
 }
 
 /** A point of the space as flags of a training run. */

@@ -67,6 +67,8 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   assertEquals([code, error], [0, ""], text);
   const { study, ask, tell } = await events(out);
   assertEquals({ study, ask, tell }, { study: 1, ask: 3, tell: 2 });
+  const [other, , why] = await run("--trials", "2", ...flags, "--seed", "3");
+  assert(other === 2 && why.includes("has seed 0, asked for is 3: choose another --out"), why);
   const best = JSON.parse(await Deno.readTextFile(`${out}/best.json`));
   assertEquals(
     Object.keys(best).sort().join(),
