@@ -235,10 +235,13 @@ export function checkpointOf(out: string): string {
 export async function resumed(given: Given): Promise<Settings> {
   const told = settingsOf(given, true);
   const { out } = told;
-  // `deno task launch` may start a run again that was lost before its first checkpoint.
-  if (Number(Deno.env.get("GRAFT_RESTART") ?? 0) > 0) {
-    const { isFile } = await Deno.stat(checkpointOf(out)).catch(() => ({ isFile: false }));
-    if (!isFile) return settingsOf(given);
+  const { isFile } = await Deno.stat(checkpointOf(out)).catch(() => ({ isFile: false }));
+  if (!isFile) {
+    // `deno task launch` may start a run again that was lost before its first checkpoint.
+    if (Number(Deno.env.get("GRAFT_RESTART") ?? 0) > 0) return settingsOf(given);
+    throw new Error(
+      `there is no ${checkpointOf(out)}: --out names the run that --resume goes on with`,
+    );
   }
   const { settings, step } = await checkpointProgress(checkpointOf(out)) as {
     settings: Readonly<Record<string, unknown>>;

@@ -318,10 +318,16 @@ Deno.test("train and generate: models and files that cannot be are told, without
   const prompt = { peft_type: "PROMPT_TUNING", num_virtual_tokens: 4, token_dim: 99 };
   await Deno.writeTextFile(`${folder}/adapter_config.json`, JSON.stringify(prompt));
 
+  await Deno.mkdir(`${folder}/moved`);
+  const moved = { ...prompt, base_model_name_or_path: `${folder}/gone` };
+  await Deno.writeTextFile(`${folder}/moved/adapter_config.json`, JSON.stringify(moved));
+
   const other = await tinyModel(100);
   const own = ["--model", model, "--device", "cpu"];
   await check([
     ["train", ["--model", `${folder}/nowhere`, "--device", "cpu"], 1, "nowhere"],
+    ["train", ["--model", folder, "--device", "cpu"], 1, "is an adapter: a model is needed"],
+    ["train", [...own, "--threads", "0"], 2, "--threads must be a whole number from 1 on"],
     ["train", sharded, 1, "model-00002-of-00002.safetensors"],
     ["train", await withConfig("kind", { architectures: ["MambaForCausalLM"] }), 1, "LlamaForCaus"],
     ["train", await withConfig("small", { vocab_size: 100 }), 1, "[100, 16]"],
@@ -333,6 +339,7 @@ Deno.test("train and generate: models and files that cannot be are told, without
     ],
     ["train", await changed("words", "tokenizer.json", "{}"), 1, "tokenizer.json"],
     ["train", [...own, "--target", "q_porj"], 1, "its linear layers are q_proj"],
+    ["train", [...own, "--target", "q_proj,v_porj"], 1, '["v_porj"] names no layer'],
     ["train", [...own, "--target", ".*"], 1, "adapts Linear, Conv1D and Embedding layers"],
     ["train", [...own, "--seq", "65"], 2, "--seq must be from 2 to 64, got 65"],
     ["train", [...own, "--method", "prompt", "--seq", "64"], 2, "--virtual-tokens takes 16"],
@@ -340,10 +347,11 @@ Deno.test("train and generate: models and files that cannot be are told, without
       "train",
       [...own, "--method", "prompt", "--virtual-tokens", "99"],
       2,
-      "--virtual-tokens takes",
+      "too few positions are left for a text",
     ],
     ["train", [...own, "--method", "full", "--out", model], 2, "is the folder of the model itself"],
     ["train", [...own, "--data", talk], 1, "needs chat_template.jinja"],
+    ["generate", ["--adapter", `${folder}/moved`], 1, "--model says where it is now"],
     ["generate", [...own, "--adapter", folder], 1, "it is for another base model"],
     ["generate", [...own, "--chat"], 1, "needs chat_template.jinja"],
   ]);
