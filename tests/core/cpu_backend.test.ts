@@ -1,0 +1,674 @@
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { createCpuBackend } from "../../core/cpu/backend.ts";
+import { type DType, DTYPES, type HostArray, type Register, registerOf } from "../../core/dtype.ts";
+import {
+  apply,
+  type Binary,
+  bitcast,
+  type Bound,
+  cast,
+  constant,
+  type Expr,
+  select,
+  type Unary,
+} from "../../core/expr.ts";
+import type { Backend, LoopKernel, Step } from "../../core/kernel.ts";
+import { i32 } from "../../core/wasm.ts";
+import { decode, decodeAll, encode, interpret } from "./interpret.ts";
+
+const THREADS = [1, 2, 3];
+
+/** A small deterministic generator of numbers in [0, 1). */
+function random(seed: number): () => number {
+  let s = seed >>> 0;
+  return () => {
+    s = (s + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(s ^ (s >>> 15), s | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** Runs one kernel on host arrays; its output, which held `output` before. */
+async function runLoop(
+  backend: Backend,
+  kernel: LoopKernel,
+  inputs: readonly HostArray[],
+  scalars: readonly number[],
+  output: HostArray,
+): Promise<HostArray> {
+  const buffers = inputs.map((data) => {
+    const buffer = backend.allocate(Math.max(16, data.byteLength));
+    backend.write(buffer, data);
+    return buffer;
+  });
+  const out = kernel.inPlace !== null
+    ? buffers[kernel.inPlace]
+    : backend.allocate(Math.max(16, output.byteLength));
+  if (kernel.inPlace === null) backend.write(out, output);
+  const bytes = backend.workspace(kernel);
+  const workspace = bytes > 0 ? backend.allocate(bytes) : null;
+  const step: Step = { kernel, inputs: buffers, outputs: [out], workspace, scalars: 0 };
+  const program = backend.program([step], 64);
+  const words = new Uint32Array(64);
+  words.set(scalars);
+  const run = await program.run({
+    uploads: [],
+    scalars: words,
+    results: [{ buffer: out, bytes: output.byteLength }],
+  });
+  const [data] = await run.fetch();
+  program.dispose();
+  for (const b of new Set([...buffers, out])) backend.free(b);
+  if (workspace) backend.free(workspace);
+  const Kind = output.constructor as new (b: ArrayBuffer) => HostArray;
+  return new Kind(data);
+}
+
+interface Case {
+  kernel: LoopKernel;
+  inputs: HostArray[];
+  scalars: number[];
+  output: HostArray;
+}
+
+const FLOAT_UNARY: Unary[] = [
+  "neg",
+  "abs",
+  "floor",
+  "ceil",
+  "exp",
+  "sin",
+  "cos",
+  "tanh",
+  "erf",
+];
+const FLOAT_BINARY: Binary[] = ["add", "sub", "mul", "min", "max"];
+const INT_BINARY: Binary[] = [
+  "add",
+  "sub",
+  "mul",
+  "div",
+  "rem",
+  "min",
+  "max",
+  "and",
+  "or",
+  "xor",
+  "shl",
+  "shr",
+];
+const COMPARE: Binary[] = ["eq", "ne", "lt", "le", "gt", "ge"];
+
+/** A random kernel with data to run it on. */
+function randomCase(seed: number): Case {
+  const next = random(seed);
+  const below = (n: number) => Math.floor(next() * n);
+  const pick = <T>(list: readonly T[]): T => list[below(list.length)];
+  const rank = below(5);
+  const shape = Array.from({ length: rank }, () => pick([1, 2, 3, 4, 5, 7, 8, 16, 19, 37]));
+  while (shape.reduce((a, b) => a * b, 1) > 20000) shape[below(rank)] = 2;
+  const reduced = below(3) === 0 ? 0 : below(rank + 1);
+  const dtypes: DType[] = [];
+  const inputs: HostArray[] = [];
+  const scalars: number[] = [];
+  const scalarTypes: Register[] = [];
+
+  /** A strided view of a fresh input: strides, offset and what elements it takes. */
+  const view = (
+    dtype: DType,
+    more: number,
+  ): { input: number; strides: number[]; offset: number } => {
+    const order = shape.map((_, d) => d);
+    if (next() < 0.4) order.sort(() => next() - 0.5);
+    const strides = shape.map(() => 0);
+    let step = 1;
+    for (const d of order.reverse()) {
+      if (next() < 0.2) continue;
+      strides[d] = step;
+      step *= shape[d];
+      if (next() < 0.1) step += 2;
+    }
+    let offset = below(3);
+    shape.forEach((n, d) => {
+      if (next() < 0.1) {
+        offset += (n - 1) * strides[d];
+        strides[d] = -strides[d];
+      }
+    });
+    const count = 3 + more + shape.reduce((a, n, d) => a + (n - 1) * Math.abs(strides[d]), 0);
+    const float = registerOf(dtype) === "f32";
+    inputs.push(encode(
+      dtype,
+      Array.from(
+        { length: count },
+        () =>
+          float
+            ? (next() - 0.5) * 4
+            : dtype === "bool"
+            ? below(2)
+            : dtype === "i32"
+            ? below(200) - 100
+            : below(200),
+      ),
+    ));
+    dtypes.push(dtype);
+    return { input: inputs.length - 1, strides, offset };
+  };
+  const made: Expr[] = [];
+  const leaf = (type: Register): Expr => {
+    const roll = next();
+    if (roll < 0.1) {
+      return constant(
+        type,
+        type === "f32" ? next() * 3 - 1 : type === "bool" ? below(2) : below(9),
+      );
+    }
+    if (roll < 0.2) {
+      const value = type === "f32" ? next() * 2 : type === "bool" ? below(2) : below(50);
+      const [word] = type === "f32" ? new Uint32Array(Float32Array.of(value).buffer) : [value];
+      scalars.push(word);
+      scalarTypes.push(type);
+      return { kind: "scalar", type, slot: scalars.length - 1 };
+    }
+    if (roll < 0.3 && rank > 0 && type !== "bool") {
+      return cast({ kind: "index", type: "i32", dim: below(rank) }, type);
+    }
+    const dtype = pick(DTYPES.filter((d) => registerOf(d) === type));
+    if (roll < 0.4) {
+      const size = 1 + below(6);
+      const stride = 1 + below(3);
+      const v = view(dtype, size * stride);
+      const index = expression("i32", 1);
+      // Some indices are out of range, on purpose.
+      const at = [{ index: apply("rem", index, constant("i32", size + 2)), stride, size }];
+      return { kind: "fetch", type, ...v, at };
+    }
+    const v = view(dtype, 0);
+    const bounds: Bound[] = [];
+    if (rank > 0 && next() < 0.3) {
+      const dim = below(rank);
+      const low = below(shape[dim]);
+      const high = low + below(shape[dim] - low + 1);
+      // As a pad: what is out of bounds is not in the buffer.
+      const shift = v.strides[dim] > 0 && next() < 0.7 ? low * v.strides[dim] : 0;
+      bounds.push({ dim, low, high });
+      return { kind: "load", type, ...v, offset: v.offset - shift, bounds };
+    }
+    return { kind: "load", type, ...v, bounds };
+  };
+  const expression = (type: Register, depth: number): Expr => {
+    const known = made.filter((e) => e.type === type);
+    if (known.length > 0 && next() < 0.15) return pick(known);
+    if (depth === 0) return leaf(type);
+    const e = node(type, depth - 1);
+    made.push(e);
+    return e;
+  };
+  const node = (type: Register, depth: number): Expr => {
+    const roll = next();
+    if (roll < 0.12) {
+      return select(expression("bool", depth), expression(type, depth), expression(type, depth));
+    }
+    if (roll < 0.25 && type !== "bool") {
+      const from = pick<Register>(["f32", "i32", "u32", "bool"]);
+      return cast(expression(from, depth), type);
+    }
+    switch (type) {
+      case "f32":
+        if (roll < 0.5) return apply(pick(FLOAT_UNARY) as "neg", expression("f32", depth));
+        return apply(pick(FLOAT_BINARY), expression("f32", depth), expression("f32", depth));
+      case "bool": {
+        if (roll < 0.3) return apply("not", expression("bool", depth));
+        if (roll < 0.5) {
+          return apply(
+            pick<Binary>(["and", "or", "xor"]),
+            expression("bool", depth),
+            expression("bool", depth),
+          );
+        }
+        const from = pick<Register>(["i32", "u32"]);
+        return apply(pick(COMPARE), expression(from, depth), expression(from, depth));
+      }
+      default: {
+        const op = pick(INT_BINARY);
+        if (roll < 0.3) return bitcast(expression(type === "i32" ? "u32" : "i32", depth), type);
+        let right = expression(type, depth);
+        if (op === "shl" || op === "shr") right = apply("and", right, constant(type, 7));
+        return apply(op, expression(type, depth), right);
+      }
+    }
+  };
+
+  const output = pick(DTYPES);
+  const type = registerOf(output);
+  const combine = reduced === 0
+    ? null
+    : type === "bool"
+    ? pick(["max", "min"] as const)
+    : type === "f32"
+    ? pick(["sum", "max", "min"] as const)
+    : pick(["sum", "max", "min", "prod"] as const);
+  const body = expression(type, 1 + below(3));
+  const outer = shape.slice(0, rank - reduced);
+  const order = outer.map((_, d) => d);
+  if (next() < 0.3) order.sort(() => next() - 0.5);
+  const strides = outer.map(() => 0);
+  let step = next() < 0.1 ? 2 : 1;
+  for (const d of order.reverse()) {
+    strides[d] = step;
+    step *= outer[d];
+  }
+  let count = outer.reduce((a, n, d) => a + (n - 1) * strides[d], 1);
+  let slot: number | undefined;
+  if (next() < 0.2) {
+    slot = scalars.length;
+    scalars.push(below(4));
+    scalarTypes.push("i32");
+    count += 9;
+  }
+  const offset = below(2);
+  count += offset;
+  const kernel: LoopKernel = {
+    kind: "loop",
+    label: `case ${seed}`,
+    shape,
+    reduced,
+    combine,
+    body,
+    inputs: dtypes,
+    scalars: scalarTypes,
+    output,
+    write: slot === undefined ? { strides, offset } : { strides, offset, slot, stride: 3 },
+    inPlace: null,
+  };
+  const before = encode(output, Array.from({ length: count }, () => 1));
+  return { kernel, inputs, scalars, output: before };
+}
+
+function compare(kernel: LoopKernel, got: HostArray, want: HostArray): void {
+  const tolerance = { f32: 2e-5, f16: 2e-3, bf16: 2e-2, i32: 0, u32: 0, bool: 0 }[kernel.output];
+  for (let i = 0; i < want.length; i++) {
+    const a = decode(kernel.output, got, i);
+    const b = decode(kernel.output, want, i);
+    const near = Object.is(a, b) || a === b ||
+      Math.abs(a - b) <= tolerance * (1 + Math.abs(b)) * (kernel.reduced ? 10 : 1);
+    if (!near) {
+      throw new Error(
+        `element ${i}: ${a}, not ${b}\n${JSON.stringify(kernel, null, 1).slice(0, 4000)}`,
+      );
+    }
+  }
+}
+
+/** Whether float arithmetic decides something exact: a floor, a cast to an integer. */
+function touchy(e: Expr): boolean {
+  if (e.kind === "fetch") return e.at.some((a) => touchy(a.index));
+  if (e.kind !== "apply") return false;
+  if (e.args.some(touchy)) return true;
+  const float = (x: Expr): boolean => x.kind === "apply" && x.type === "f32";
+  return (e.op === "floor" || e.op === "ceil" || e.op === "cast" || e.op === "bitcast") &&
+    float(e.args[0]);
+}
+
+/** Whether a sum's size may hide the smallness of its parts, or overflow a 16-bit output. */
+function wild(data: HostArray, dtype: DType): boolean {
+  return decodeAll(dtype, data).some((x) => !Number.isFinite(x) || Math.abs(x) > 1e6) &&
+    registerOf(dtype) === "f32";
+}
+
+Deno.test("cpu: random loop kernels mean what the interpreter says", async (t) => {
+  for (const threads of [1, 2]) {
+    await t.step(`${threads} threads`, async () => {
+      const backend = await createCpuBackend({ threads });
+      let ran = 0;
+      for (let seed = 1; seed <= 500; seed++) {
+        const { kernel, inputs, scalars, output } = randomCase(seed);
+        if (touchy(kernel.body)) continue;
+        const want = output.slice() as HostArray;
+        interpret(kernel, inputs, Uint32Array.from(scalars), want);
+        if (wild(want, kernel.output)) continue;
+        const got = await runLoop(backend, kernel, inputs, scalars, output);
+        compare(kernel, got, want);
+        ran++;
+      }
+      assert(ran > 300, `only ${ran} ran`);
+      backend.close();
+    });
+  }
+});
+
+/** A load of input `input`. */
+function load(
+  input: number,
+  strides: number[],
+  type: Register = "f32",
+  bounds: Bound[] = [],
+): Expr {
+  return { kind: "load", type, input, strides, offset: 0, bounds };
+}
+
+function loop(part: Partial<LoopKernel> & { shape: number[]; body: Expr }): LoopKernel {
+  const rank = part.shape.length - (part.reduced ?? 0);
+  const strides = part.shape.slice(0, rank).map((_, d) =>
+    part.shape.slice(d + 1, rank).reduce((a, b) => a * b, 1)
+  );
+  return {
+    kind: "loop",
+    label: "loop",
+    reduced: 0,
+    combine: null,
+    inputs: ["f32"],
+    scalars: [],
+    output: "f32",
+    write: { strides, offset: 0 },
+    inPlace: null,
+    ...part,
+  };
+}
+
+Deno.test("cpu: large kernels, the same to the bit for every number of threads", async () => {
+  const next = random(7);
+  const sum = { reduced: 1, combine: "sum" as const };
+  const a = load(0, [1]);
+  const kernels: LoopKernel[] = [
+    loop({ shape: [100003], body: apply("exp", a) }),
+    loop({ shape: [300001], body: a, ...sum }),
+    loop({ shape: [300001], body: apply("mul", a, a), ...sum }),
+    loop({ shape: [300001], body: a, reduced: 1, combine: "max" }),
+    loop({ shape: [7, 40001], body: load(0, [40001, 1]), ...sum }),
+    loop({ shape: [7, 40001], body: load(0, [1, 7]), ...sum }),
+    loop({ shape: [6, 5000, 9], body: load(0, [9, 54, 1]), reduced: 2, combine: "sum" }),
+    loop({ shape: [100, 3000], body: load(0, [1, 100]), ...sum }),
+    loop({ shape: [3, 2, 40000], body: load(0, [80000, 40000, 1]), reduced: 2, combine: "sum" }),
+    loop({ shape: [500, 600], body: load(0, [1, 500]) }),
+    loop({
+      shape: [300, 1000],
+      body: load(0, [999, 1], "f32", [{ dim: 1, low: 1, high: 998 }]),
+    }),
+    // A causal mask: an index against an index.
+    loop({
+      shape: [20, 100, 130],
+      body: select(
+        apply("ge", { kind: "index", type: "i32", dim: 1 }, { kind: "index", type: "i32", dim: 2 }),
+        load(0, [13000, 130, 1]),
+        constant("f32", -1),
+      ),
+    }),
+    loop({
+      shape: [70000],
+      body: cast(apply("lt", a, constant("f32", 0.5)), "i32"),
+      output: "i32",
+      ...sum,
+    }),
+  ];
+  const data = Float32Array.from({ length: 310000 }, () => next());
+  const firsts: HostArray[] = [];
+  for (const threads of THREADS) {
+    const backend = await createCpuBackend({ threads });
+    for (const [i, kernel] of kernels.entries()) {
+      const rank = kernel.shape.length - kernel.reduced;
+      const count = kernel.shape.slice(0, rank).reduce((x, y) => x * y, 1);
+      const empty = encode(kernel.output, new Array<number>(count).fill(0));
+      const got = await runLoop(backend, kernel, [data], [], empty);
+      if (threads === 1) {
+        const want = empty.slice() as HostArray;
+        interpret(kernel, [data], new Uint32Array(0), want);
+        const worst = decodeAll(kernel.output, want).reduce(
+          (w, x, j) => Math.max(w, Math.abs(got[j] - x) / Math.max(1, Math.abs(x))),
+          0,
+        );
+        assert(worst < 1e-6, `kernel ${i}: off by ${worst}`);
+        firsts.push(got);
+      } else assertEquals(got, firsts[i], `kernel ${i}, ${threads} threads`);
+    }
+    backend.close();
+  }
+});
+
+Deno.test("cpu: a sum of ten million numbers keeps six digits", async () => {
+  const n = 10_000_000;
+  const backend = await createCpuBackend();
+  const data = new Float32Array(n).fill(0.1);
+  const kernel = loop({ shape: [n], body: load(0, [1]), reduced: 1, combine: "sum" });
+  const [sum] = await runLoop(backend, kernel, [data], [], new Float32Array(1));
+  assert(Math.abs(sum / (n * Math.fround(0.1)) - 1) < 1e-6, `${sum}`);
+  backend.close();
+});
+
+Deno.test("cpu: reductions of nothing, and outputs of nothing", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const data = new Float32Array(4);
+  for (const [combine, want] of [["sum", 0], ["prod", 1], ["max", -Infinity]] as const) {
+    const kernel = loop({ shape: [3, 0], body: load(0, [0, 1]), reduced: 1, combine });
+    const got = await runLoop(backend, kernel, [data], [], new Float32Array(3));
+    assertEquals([...got], [want, want, want]);
+  }
+  const none = loop({ shape: [0, 3], body: load(0, [3, 1]) });
+  assertEquals((await runLoop(backend, none, [data], [], new Float32Array(0))).length, 0);
+  backend.close();
+});
+
+Deno.test("cpu: 16-bit floats widen and round as they should", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const all = Uint16Array.from({ length: 65536 }, (_, i) => i);
+  const same = (a: number, b: number) => Object.is(a, b) || (Number.isNaN(a) && Number.isNaN(b));
+  const words = Uint32Array.from({ length: 400000 }, (_, i) => Math.imul(i, 2654435761));
+  // The neighbourhood of every f16, where ties are.
+  for (let i = 0; i < 65536; i++) {
+    const [bits] = new Uint32Array(Float32Array.of(decode("f16", all, i)).buffer);
+    words[3 * i] = bits + 0x1000;
+    words[3 * i + 1] = bits + 0x0fff;
+    words[3 * i + 2] = bits + 0x1001;
+  }
+  const floats = new Float32Array(words.buffer);
+  for (const dtype of ["f16", "bf16"] as const) {
+    const wide = loop({ shape: [65536], body: load(0, [1]), inputs: [dtype] });
+    const widened = await runLoop(backend, wide, [all], [], new Float32Array(65536));
+    widened.forEach((x, i) => assert(same(x, decode(dtype, all, i)), `${dtype} ${i}: ${x}`));
+    const narrow = loop({ shape: [floats.length], body: load(0, [1]), output: dtype });
+    const empty = new Uint16Array(floats.length);
+    const rounded = await runLoop(backend, narrow, [floats], [], empty);
+    const want = encode(dtype, [...floats]);
+    rounded.forEach((_, i) => {
+      const [a, b] = [decode(dtype, rounded, i), decode(dtype, want, i)];
+      if (!same(a, b)) throw new Error(`${floats[i]} as ${dtype}: ${a}, not ${b}`);
+    });
+  }
+  backend.close();
+});
+
+Deno.test("cpu: elementary functions at their edges", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const edges = [0, -0, 1, -1, Infinity, -Infinity, NaN, 1e-40, 100, -100, 88.7, 0.5, 1e-4, 9.5];
+  const run = async (op: Unary | "pow", xs: number[], ys: number[]) => {
+    const n = xs.length;
+    const args = op === "pow" ? [load(0, [1]), load(1, [1])] : [load(0, [1])];
+    const kernel = loop({
+      shape: [n],
+      body: apply(op as "exp", ...args),
+      inputs: ["f32", "f32"],
+    });
+    const data = [Float32Array.from(xs), Float32Array.from(ys)];
+    const got = await runLoop(backend, kernel, data, [], new Float32Array(n));
+    const want = new Float32Array(n);
+    interpret(kernel, data, new Uint32Array(0), want);
+    got.forEach((x, i) => {
+      const close = Object.is(x, want[i]) || x === want[i] ||
+        Math.abs(x - want[i]) <= 1e-6 * Math.abs(want[i]) + 2e-38;
+      if (!close) throw new Error(`${op}(${xs[i]}, ${ys[i]}) is ${x}, not ${want[i]}`);
+    });
+  };
+  for (const op of ["exp", "log", "tanh", "erf", "sqrt", "rsqrt", "sin", "cos"] as const) {
+    const spread = Array.from({ length: 2000 }, (_, i) => (i - 1000) / 12.3);
+    await run(op, [...edges, ...spread], [...edges, ...spread]);
+  }
+  const bases = edges.flatMap((x) => edges.map(() => x));
+  const exponents = edges.flatMap(() => edges.map((y) => y === 100 ? 3 : y === -100 ? -2 : y));
+  // C and IEEE 754 say that these are 1; JavaScript says NaN.
+  const agreed = bases.map((x, i) => !(Math.abs(x) === 1 && !Number.isFinite(exponents[i])));
+  await run("pow", bases.filter((_, i) => agreed[i]), exponents.filter((_, i) => agreed[i]));
+  backend.close();
+});
+
+Deno.test("cpu: a program replays, in place, with new scalars, and holds its results", async () => {
+  const backend = await createCpuBackend({ threads: 2 });
+  const n = 100000;
+  const kernel = loop({
+    label: "scale",
+    shape: [n],
+    body: apply("mul", load(0, [1]), { kind: "scalar", type: "f32", slot: 0 }),
+    scalars: ["f32"],
+    inPlace: 0,
+  });
+  const buffer = backend.allocate(4 * n);
+  backend.write(buffer, new Float32Array(n).fill(1));
+  const step = { kernel, inputs: [buffer], outputs: [buffer], workspace: null, scalars: 0 };
+  const program = backend.program([step, { ...step, scalars: 64 }], 128);
+  const before = { ...backend.counters };
+  const scalars = new Uint32Array(128);
+  const results = [];
+  for (const x of [2, 3]) {
+    const values = new Float32Array(scalars.buffer);
+    values[0] = x;
+    values[64] = 10;
+    results.push(await program.run({ uploads: [], scalars, results: [{ buffer, bytes: 4 * n }] }));
+  }
+  const [first, second] = await Promise.all(results.map((r) => r.fetch()));
+  assert(new Float32Array(first[0]).every((x) => x === 20));
+  assert(new Float32Array(second[0]).every((x) => x === 600));
+  assertEquals(backend.counters, before);
+  const again = backend.program([step], 64);
+  assertEquals(backend.counters.pipelines, before.pipelines);
+  again.dispose();
+  program.dispose();
+  await assertRejects(() => program.run({ uploads: [], scalars, results: [] }), Error, "disposed");
+  const part = await backend.read(buffer, 8, 4 * (n - 2));
+  assertEquals([...new Float32Array(part)], [600, 600]);
+  backend.free(buffer);
+  assertThrows(() => backend.free(buffer), Error, "freed");
+  backend.close();
+  assertThrows(() => backend.allocate(16), Error, "closed");
+});
+
+Deno.test("cpu: timers and other work get their turn between runs", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const buffer = backend.allocate(16);
+  const kernel = loop({ shape: [4], body: constant("f32", 1), inputs: [] });
+  const step = { kernel, inputs: [], outputs: [buffer], workspace: null, scalars: 0 };
+  const program = backend.program([step], 0);
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  const end = performance.now() + 50;
+  while (performance.now() < end) {
+    await program.run({ uploads: [], scalars: new Uint32Array(0), results: [] });
+  }
+  clearInterval(timer);
+  assert(turns > 5, `${turns} turns`);
+  backend.close();
+});
+
+Deno.test("cpu: memory is used again, and running out of it says so", async () => {
+  const backend = await createCpuBackend({ threads: 1 });
+  const next = random(5);
+  const held: { buffer: ReturnType<Backend["allocate"]>; mark: number; words: number }[] = [];
+  for (let i = 0; i < 3000; i++) {
+    if (held.length > 40 || (held.length > 0 && next() < 0.45)) {
+      const [{ buffer, mark, words }] = held.splice(Math.floor(next() * held.length), 1);
+      const ends = [0, 4 * (words - 1)].map((at) => backend.read(buffer, 4, at));
+      for (const end of ends) assertEquals(new Uint32Array(await end)[0], mark);
+      backend.free(buffer);
+    } else {
+      const words = 1 + Math.floor(next() * next() * 200000);
+      const buffer = backend.allocate(4 * words);
+      backend.write(buffer, new Uint32Array(words).fill(i));
+      held.push({ buffer, mark: i, words });
+    }
+  }
+  held.forEach(({ buffer }) => backend.free(buffer));
+  assertEquals(backend.counters.bytes, 0);
+  assert(backend.counters.peakBytes < 40 * 800000);
+  // All of it came together again: one block as large as the first growth fits.
+  backend.free(backend.allocate(12 << 20));
+  assertThrows(() => backend.allocate(5e9), Error, "needs 5000000000 bytes");
+  backend.close();
+});
+
+Deno.test("cpu: a program that never closes its device ends by itself", async () => {
+  const url = new URL("../../core/cpu/backend.ts", import.meta.url);
+  const script = `
+    const { createCpuBackend } = await import(${JSON.stringify(url.href)});
+    const b = await createCpuBackend({ threads: 2 });
+    const n = 1 << 20;
+    const [x, y] = [b.allocate(4 * n), b.allocate(4 * n)];
+    const kernel = {
+      kind: "loop", label: "exp", shape: [n], reduced: 0, combine: null,
+      body: { kind: "apply", type: "f32", op: "exp", args: [
+        { kind: "load", type: "f32", input: 0, strides: [1], offset: 0, bounds: [] }] },
+      inputs: ["f32"], scalars: [], output: "f32", write: { strides: [1], offset: 0 }, inPlace: null,
+    };
+    const p = b.program([{ kernel, inputs: [x], outputs: [y], workspace: null, scalars: 0 }], 0);
+    for (let i = 0; i < 20; i++) {
+      await p.run({ uploads: [], scalars: new Uint32Array(0), results: [] });
+    }
+    console.log("done");
+  `;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["eval", script],
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const timer = setTimeout(() => child.kill("SIGKILL"), 20000);
+  const { code, stdout, stderr } = await child.output();
+  clearTimeout(timer);
+  assertEquals(new TextDecoder().decode(stdout), "done\n", new TextDecoder().decode(stderr));
+  assertEquals(code, 0);
+});
+
+Deno.test("cpu: a kernel that traps names itself, and the backend lives on", async () => {
+  for (const threads of [1, 2, 3]) {
+    const backend = await createCpuBackend({ threads });
+    const buffer = backend.allocate(64);
+    const bad: Step["kernel"] = {
+      kind: "call",
+      label: "broken",
+      op: {
+        name: "broken",
+        accepts: () => true,
+        epilogue: false,
+        wgsl: () => {
+          throw new Error("not here");
+        },
+        wasm: () => ({
+          stages: [{
+            units: 40,
+            cost: 1e6,
+            // Division by zero, in one of the units.
+            build: (f) => f.store(f.output(0), i32.div_s(1, i32.sub(f.unit, 30))),
+          }],
+          workspace: 0,
+          scratch: 0,
+        }),
+      },
+      attrs: {},
+      inputs: [],
+      outputs: [{ dtype: "i32", shape: [1], strides: [1], offset: 0 }],
+      scalars: [],
+      epilogue: null,
+    };
+    const step = { kernel: bad, inputs: [], outputs: [buffer], workspace: null, scalars: 0 };
+    const program = backend.program([step], 0);
+    for (let i = 0; i < 30; i++) {
+      await assertRejects(
+        () => program.run({ uploads: [], scalars: new Uint32Array(0), results: [] }),
+        Error,
+        "broken: the kernel failed on the cpu",
+      );
+    }
+    const kernel = loop({ shape: [50000], body: apply("neg", load(0, [1])) });
+    const data = new Float32Array(50000).fill(2);
+    const got = await runLoop(backend, kernel, [data], [], new Float32Array(50000));
+    assert(got.every((x) => x === -2));
+    backend.close();
+  }
+});

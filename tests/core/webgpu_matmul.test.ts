@@ -1,0 +1,141 @@
+// The matrix product on webgpu against sums in double precision: every kernel it chooses among, as
+// for the device at hand and as for a real GPU.
+import { apply, type Expr } from "../../core/expr.ts";
+import { matmulWgsl } from "../../core/ops/matmul/wgsl.ts";
+import { close, element, gpuTest, type LabOperand, load, operand, runCall } from "./webgpu_lab.ts";
+
+/** The product of two operands with the same batch dimensions. */
+function oracle(a: LabOperand, b: LabOperand): number[] {
+  const rank = a.shape.length;
+  const [m, k, n] = [a.shape[rank - 2], a.shape[rank - 1], b.shape[rank - 1]];
+  const batch = a.shape.slice(0, rank - 2);
+  const out: number[] = [];
+  const walk = (at: number[]): void => {
+    if (at.length < batch.length) {
+      for (let i = 0; i < batch[at.length]; i++) walk([...at, i]);
+      return;
+    }
+    for (let i = 0; i < m; i++) {
+      for (let j = 0; j < n; j++) {
+        let sum = 0;
+        for (let l = 0; l < k; l++) sum += element(a, ...at, i, l) * element(b, ...at, l, j);
+        out.push(sum);
+      }
+    }
+  };
+  walk([]);
+  return out;
+}
+
+const SHAPES: [m: number, k: number, n: number][] = [
+  [5, 7, 9],
+  [64, 64, 64],
+  [70, 33, 130],
+  [68, 36, 132],
+  [1, 40, 24],
+  [1, 1024, 8],
+  [24, 40, 1],
+  [65, 4, 50],
+  [200, 64, 8],
+  [8, 600, 64],
+  [8, 1200, 8],
+  [3, 5, 2],
+  [130, 20, 24],
+  [24, 20, 136],
+  [1, 1, 1],
+  [33, 0, 5],
+];
+
+for (const asGpu of [false, true]) {
+  const where = asGpu ? "as on a GPU" : "as here";
+  for (const [m, k, n] of SHAPES) {
+    gpuTest(`matmul ${m}x${k}x${n}, all transposes, ${where}`, async () => {
+      for (const left of [[0, 1], [1, 0]]) {
+        for (const right of [[0, 1], [1, 0]]) {
+          const a = operand([m, k], left), b = operand([k, n], right);
+          const [got] = await runCall({
+            wgsl: matmulWgsl,
+            inputs: [a, b],
+            outputs: [{ shape: [m, n] }],
+            asGpu,
+          });
+          close(got, oracle(a, b), 1e-5, `left ${left}, right ${right}`);
+        }
+      }
+    });
+  }
+
+  gpuTest(`matmul: batches, shared and permuted, ${where}`, async () => {
+    const cases: [LabOperand, LabOperand][] = [
+      [operand([3, 4, 5]), operand([3, 5, 6])],
+      // Shared on the right: rows of one large product.
+      [operand([3, 20, 8]), operand([3, 8, 12], [1, 2], { broadcast: [0] })],
+      // Heads: [B, H, T, D] laid out as [B, T, H, D].
+      [operand([2, 3, 8, 16], [0, 2, 1, 3]), operand([2, 3, 16, 8], [0, 3, 1, 2])],
+      [operand([2, 3, 8, 16], [0, 2, 3], { broadcast: [1] }), operand([2, 3, 16, 40])],
+      [operand([4, 1, 16], [0, 1, 2]), operand([4, 16, 20], [1, 2], { broadcast: [0] })],
+      [operand([10, 13], [0, 1], { pad: 3, offset: 5 }), operand([13, 11], [1, 0], { pad: 2 })],
+      [operand([16, 16], [0, 1], { pad: 4, offset: 8 }), operand([16, 16], [1, 0], { pad: 4 })],
+      [operand([20, 16], [0, 1], { dtype: "f16" }), operand([16, 30], [1, 0], { dtype: "bf16" })],
+    ];
+    for (const [a, b] of cases) {
+      const shape = [...a.shape.slice(0, -1), b.shape[b.shape.length - 1]];
+      const [got] = await runCall({
+        wgsl: matmulWgsl,
+        inputs: [a, b],
+        outputs: [{ shape }],
+        asGpu,
+      });
+      close(got, oracle(a, b), 1e-5, `${a.shape} · ${b.shape}`);
+    }
+  });
+
+  gpuTest(`matmul: enough tiles for the largest, ${where}`, async () => {
+    const a = operand([32, 130, 20]), b = operand([32, 20, 132]);
+    const [got] = await runCall({
+      wgsl: matmulWgsl,
+      inputs: [a, b],
+      outputs: [{ shape: [32, 130, 132] }],
+      asGpu,
+    });
+    close(got, oracle(a, b), 1e-5);
+  });
+
+  gpuTest(`matmul: enough work for the largest tile in registers, ${where}`, async () => {
+    const a = operand([70, 3601]), b = operand([3601, 140], [1, 0]);
+    const outputs = [{ shape: [70, 140] }];
+    const [got] = await runCall({ wgsl: matmulWgsl, inputs: [a, b], outputs, asGpu });
+    close(got, oracle(a, b), 1e-4);
+  });
+
+  gpuTest(`matmul: an epilogue with bias and residual, ${where}`, async () => {
+    for (const [m, k, n] of [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]]) {
+      for (const dtype of ["f32", "bf16"] as const) {
+        const a = operand([m, k]), b = operand([k, n], [1, 0]);
+        const bias = operand([n]), residual = operand([m, n], [1, 0]);
+        const acc: Expr = { kind: "acc", type: "f32" };
+        const body = apply(
+          "mul",
+          apply("add", apply("add", acc, load("f32", 2, [0, 1])), load("f32", 3, [1, m])),
+          { kind: "scalar", type: "i32", slot: 0 } as Expr,
+        );
+        const scaled: Expr = {
+          ...body,
+          args: [body.args[0], { kind: "apply", type: "f32", op: "cast", args: [body.args[1]] }],
+        };
+        const [got] = await runCall({
+          wgsl: matmulWgsl,
+          inputs: [a, b],
+          outputs: [{ shape: [m, n], dtype }],
+          scalars: [3],
+          epilogue: { body: scaled, inputs: [bias, residual] },
+          asGpu,
+        });
+        const want = oracle(a, b).map((v, i) =>
+          3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
+        );
+        close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype}`);
+      }
+    }
+  });
+}

@@ -1,0 +1,94 @@
+/** Jobs that go wrong in the threads of one process, and the supervisor alone. */
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { localGroups, runLocal, supervise } from "@graft/ml/dist";
+
+const rankModule = new URL("./rank.ts", import.meta.url);
+
+function run(...args: string[]): Promise<unknown[]> {
+  return runLocal(rankModule, { size: 3, args });
+}
+
+Deno.test("dist: a thread that throws, ends or does not close ends all", async () => {
+  const reasons = {
+    throw: "rank 1 of 3 failed: rank 1 of the test is broken",
+    exit: "rank 1 of 3 ended with 0 before its work was done",
+  };
+  for (const [end, reason] of Object.entries(reasons)) {
+    for (const moment of ["between", "within"]) {
+      await assertRejects(() => run("fault", end, moment, "1"), Error, reason);
+    }
+  }
+  await assertRejects(() => run("leave"), Error, "its group is open");
+});
+
+Deno.test("dist: a thread that is busy for ever is named by the others", async () => {
+  Deno.env.set("GRAFT_DIST_TIMEOUT", "1");
+  try {
+    const { message } = await assertRejects(() => run("fault", "spin", "between", "1"), Error);
+    const call = 'allReduce of 4194304 f32 \\(sum, "bucket 1: lm_head.weight"\\)';
+    const pattern = `watchdog: rank [02] of 3 has been in ${call}.*: rank 1 has not come`;
+    assert(new RegExp(pattern).test(message), message);
+  } finally {
+    Deno.env.delete("GRAFT_DIST_TIMEOUT");
+  }
+});
+
+Deno.test("dist: ranks that call different things all say which; the group is of no more use", async () => {
+  const groups = localGroups(3);
+  const calls = groups.map((group) =>
+    group.rank === 2
+      ? group.allReduce(new Float64Array(3), { label: "b" })
+      : group.allReduce(new Float32Array(3), { label: "a" })
+  );
+  for (const [rank, call] of calls.entries()) {
+    const { message } = await assertRejects(() => call, Error);
+    assertEquals(
+      message,
+      "dist: every rank must make the same calls in the same order, but rank 0 called allReduce of 3 " +
+        'f32 (sum, "a"), its call 1, and rank 2 called allReduce of 3 f64 (sum, "b"), its call 1 ' +
+        `(this is rank ${rank})`,
+    );
+  }
+  for (const group of groups) {
+    await assertRejects(() => group.barrier(), Error, "every rank must make the same calls");
+    await group.close();
+  }
+});
+
+Deno.test("dist: a collective's own limit", async () => {
+  const [first, second] = localGroups(2);
+  const late = first.barrier({ timeout: 10, label: "epoch 1" });
+  const { message } = await assertRejects(() => late, Error);
+  assert(message.includes('rank 0 of 2 has been in barrier ("epoch 1")'), message);
+  assert(message.includes("rank 1 has not come"), message);
+  // The other rank hears the same reason as soon as it comes.
+  assertEquals((await assertRejects(() => second.barrier(), Error)).message, message);
+});
+
+Deno.test("dist: a result that came in time is not late because the thread was busy", async () => {
+  await run("busy");
+});
+
+Deno.test("launch: restarts, their count and their arguments; what cannot be started", async () => {
+  const lines: string[] = [];
+  const log = (line: string) => lines.push(line.replace(/\d+\.\d s$/, "T s"));
+  const script = 'test "$GRAFT_RESTART $*" = "2 --resume" || exit 7';
+  const command = ["sh", "-c", script, "job"];
+  assertEquals(await supervise(command, { restarts: 2, add: ["--resume"], log }), 0);
+  assertEquals(lines, [
+    `launch: starts sh -c ${script} job`,
+    "launch: ended with code 7 after T s",
+    `launch: restart 1 of 2: sh -c ${script} job --resume`,
+    "launch: ended with code 7 after T s",
+    `launch: restart 2 of 2: sh -c ${script} job --resume`,
+    "launch: done, after 2 restarts",
+  ]);
+  lines.length = 0;
+  assertEquals(await supervise(["sh", "-c", "kill -9 $$"], { restarts: 0, log }), 137);
+  assertEquals(lines.slice(1), [
+    "launch: ended with SIGKILL (code 137) after T s",
+    "launch: gives up after 0 restarts",
+  ]);
+  await assertRejects(() => supervise(["no-such-launcher"], { restarts: 1, log }));
+});
