@@ -10,6 +10,7 @@ import type { Results } from "./kernel.ts";
 import type { Op } from "./op.ts";
 import type { Tensor } from "./tensor.ts";
 import { type Shape, show, sizeOf } from "./shape.ts";
+import { signatureOf } from "./signature.ts";
 import type { Variable } from "./variable.ts";
 
 /** A structural setting of an op, part of a plan's key. */
@@ -50,7 +51,9 @@ export type HostFunction = (
   inputs: readonly ArrayBuffer[],
 ) => Promise<readonly ArrayBufferView[]>;
 
-const signatures = new Map<string, number>();
+/** The settings of ops that have none. */
+export const NO_ATTRS: Attrs = {};
+
 let nextId = 1;
 let internal = 0;
 let hoists = 0;
@@ -112,15 +115,7 @@ export class Node {
     this.needsGrad = needsGrad;
     this.value = value;
     this.outputs = outputs;
-    let text = `${op.uid}|${output.dtype}|${output.shape.join()}`;
-    for (const name in attrs) text += `|${name}=${attrs[name]}`;
-    if (outputs) { for (const o of outputs) text += `>${o.dtype}|${o.shape.join()}`; }
-    let signature = signatures.get(text);
-    if (signature === undefined) {
-      signature = signatures.size + 1;
-      signatures.set(text, signature);
-    }
-    this.signature = signature;
+    this.signature = signatureOf(op, attrs, output, outputs);
     this.after = value !== null ? 0 : this.id;
     if (hoists > 0) this.after = Math.max(0, ...inputs.map((i) => i.after));
     for (const input of inputs) input.consumers++;
@@ -139,7 +134,7 @@ export function record(
   op: Op,
   inputs: readonly Node[],
   output: Output,
-  attrs: Attrs = {},
+  attrs: Attrs = NO_ATTRS,
   outputs: readonly Output[] | null = null,
 ): Node {
   const device = inputs[0].device;

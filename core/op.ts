@@ -11,7 +11,7 @@ import { rememberPicks } from "./autograd.ts";
 import { currentDevice, type Device } from "./device.ts";
 import { type DType, isFloat } from "./dtype.ts";
 import type { Expr } from "./expr.ts";
-import { type Attrs, Node, type Output, record } from "./graph.ts";
+import { type Attrs, NO_ATTRS, Node, type Output, record } from "./graph.ts";
 import type { KernelCode } from "./kernel.ts";
 import { broadcast, type Shape, show } from "./shape.ts";
 import { Tensor } from "./tensor.ts";
@@ -190,7 +190,11 @@ export function scalar(value: number, dtype: DType, device: Device): Tensor {
 }
 
 /** Turns the numbers among `args` into tensors of the dtype and device of the first tensor. */
-export function asTensors(name: string, args: readonly (Tensor | number)[]): Tensor[] {
+export function asTensors(
+  name: string,
+  args: readonly (Tensor | number)[],
+): readonly Tensor[] {
+  if (isAllTensors(args)) return args;
   const first = args.find((a) => a instanceof Tensor);
   return args.map((a) => {
     if (a instanceof Tensor) return a;
@@ -199,6 +203,11 @@ export function asTensors(name: string, args: readonly (Tensor | number)[]): Ten
     }
     return scalar(a, first?.dtype ?? "f32", first?.device ?? currentDevice());
   });
+}
+
+function isAllTensors(args: readonly (Tensor | number)[]): args is readonly Tensor[] {
+  for (const a of args) if (!(a instanceof Tensor)) return false;
+  return true;
 }
 
 /** What {@linkcode pointwise} needs to know. */
@@ -253,7 +262,7 @@ export function pointwise(definition: PointwiseDefinition): PointwiseFunction {
       throw new TypeError(`${name}: needs ${op.domain.length} arguments, got ${args.length}`);
     }
     const tensors = asTensors(name, args);
-    return recordPointwise(op, tensors, {});
+    return recordPointwise(op, tensors, NO_ATTRS);
   };
   return Object.assign(call, { op });
 }

@@ -60,55 +60,62 @@ export class Plan {
 
 /** The nodes `targets` need, in the order they run. Throws where a variable has changed since. */
 export function collect(targets: Targets, mark: number): Node[] {
-  const order: Node[] = [];
+  const computed: Node[] = [];
+  const known: Node[] = [];
   const stack: Node[] = [];
   const visit = (node: Node): void => {
     if (node.mark === mark) return;
     node.mark = mark;
+    node.place = -1;
     stack.push(node);
-  };
-  const drain = (): void => {
-    while (stack.length > 0) {
-      const node = stack.pop()!;
-      order.push(node);
-      if (node.value?.kind === "variable" && node.value.version !== node.value.variable.version) {
-        if (node.inputs.length === 0) {
-          const name = node.value.variable.name ?? `a variable of shape ${show(node.shape)}`;
-          throw new Error(
-            `read: the result was not kept, and ${name}, which it is computed from, has changed since; ` +
-              `call .keep() on the result before the step that changes it`,
-          );
-        }
-        node.value = null;
-      }
-      if (node.op.kind === "host" && node.spent) {
-        throw new Error(
-          `read: the result was not kept, and ${node.attrs.label}, which it is computed from, runs ` +
-            `only once; call .keep() on the result before the step`,
-        );
-      }
-      if (node.value === null) { for (const input of node.sources) visit(input); }
-    }
   };
   for (const node of targets.results) visit(node);
   for (const [, node] of targets.assignments) visit(node);
-  drain();
+  while (stack.length > 0) {
+    const node = stack.pop()!;
+    checkFresh(node);
+    if (node.value === null) {
+      computed.push(node);
+      for (const input of node.sources) visit(input);
+    } else known.push(node);
+  }
   // Recording order for what is computed; what is known comes before its first consumer, since the
   // node of a variable may be older than this step or made in it.
-  const computed = order.filter((n) => n.value === null)
-    .sort((a, b) => a.after - b.after || a.id - b.id);
+  computed.sort((a, b) => a.after - b.after || a.id - b.id);
   const placed: Node[] = [];
   const place = (node: Node): void => {
     node.place = placed.length;
     placed.push(node);
   };
-  const known = new Set(order.filter((n) => n.value !== null));
   for (const node of computed) {
-    for (const source of node.sources) if (known.delete(source)) place(source);
+    for (const source of node.sources) {
+      if (source.value !== null && source.place < 0) place(source);
+    }
     place(node);
   }
-  for (const node of known) place(node);
+  for (const node of known) if (node.place < 0) place(node);
   return placed;
+}
+
+/** Forgets a value that was a variable's before the variable changed; throws where it is lost. */
+function checkFresh(node: Node): void {
+  const { value } = node;
+  if (value?.kind === "variable" && value.version !== value.variable.version) {
+    if (node.inputs.length === 0) {
+      const name = value.variable.name ?? `a variable of shape ${show(node.shape)}`;
+      throw new Error(
+        `read: the result was not kept, and ${name}, which it is computed from, has changed since; ` +
+          `call .keep() on the result before the step that changes it`,
+      );
+    }
+    node.value = null;
+  }
+  if (node.op.kind === "host" && node.spent) {
+    throw new Error(
+      `read: the result was not kept, and ${node.attrs.label}, which it is computed from, runs ` +
+        `only once; call .keep() on the result before the step`,
+    );
+  }
 }
 
 /** The structure of `order` and `targets` as numbers: equal keys mean equal plans. */
