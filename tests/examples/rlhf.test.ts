@@ -92,12 +92,10 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       assertEquals(code, 130, decoder.decode(stdout));
       const done = (await records(parts, "ppo")).length;
       assert(done < 3, "it was stopped in the middle");
-      const [again, out, err] = await run("--resume", "--out", parts);
+      const [again, out, err] = await run("--resume", "--out", parts, "--until", "ppo");
       assertEquals([again, err], [0, ""], out + err);
       assert(out.includes("sft: done before") && out.includes("reward: done before"), out);
-      for (const stage of ["ppo", "ppo-ptx"]) {
-        assertEquals(await records(parts, stage), await records(whole, stage), stage);
-      }
+      assertEquals(await records(parts, "ppo"), await records(whole, "ppo"));
     },
   );
 
