@@ -16,6 +16,8 @@ export interface Measured {
   readonly high: number;
   /** Milliseconds to make ready and run for the first time, compilation included. */
   readonly first: number;
+  /** Milliseconds of a run that the host took to record and submit, where the side tells them. */
+  readonly host?: number;
   readonly value: readonly number[];
 }
 
@@ -114,7 +116,7 @@ export class Sides {
     for (const { label, process, first } of runners) {
       if (sides.has(label)) continue;
       try {
-        const { value } = await process.ask({ ask: "value" });
+        const { value, host } = await process.ask({ ask: "value" });
         const all = samples.get(label)!;
         const ms = median(all);
         sides.set(label, {
@@ -122,6 +124,7 @@ export class Sides {
           low: Math.min(...all),
           high: Math.max(...all),
           first,
+          host,
           value: value!,
         });
       } catch (error) {

@@ -165,6 +165,7 @@ if (import.meta.main) {
   const seconds = (performance.now() - start) / 1000;
   const image = out.replace(/\.md$/, "") + ".svg";
   const text = resultsOf({
+    device,
     about,
     outcomes,
     limits,

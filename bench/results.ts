@@ -6,10 +6,12 @@
 
 import type { Measured, Outcome } from "./compare.ts";
 import { disagreements } from "./compare.ts";
+import { type Goal, goalsOf } from "./goals.ts";
 import type { Limits } from "./limits.ts";
 
 /** All that is told. */
 export interface Report {
+  readonly device: "cpu" | "webgpu";
   readonly about: string;
   readonly outcomes: readonly Outcome[];
   readonly limits: Limits;
@@ -70,6 +72,7 @@ export function resultsOf(report: Report): string {
     `![times beside graft's](./${image.split("/").at(-1)})`,
     ...groups.flatMap((group) => ["", ...table(group, outcomes, limits, names, peers)]),
     ...firstSteps(outcomes, names),
+    ...goals(goalsOf(report.device, outcomes, limits)),
     ...notes(outcomes, names),
     "",
   ].join("\n");
@@ -150,6 +153,24 @@ function firstSteps(outcomes: readonly Outcome[], names: ReadonlyMap<string, str
     "",
     row(head),
     row(head.map((_, i) => i === 0 ? "---" : "---:")),
+    ...rows,
+  ];
+}
+
+/** What was to be reached, and what was. */
+function goals(all: readonly Goal[]): string[] {
+  if (all.length === 0) return [];
+  const rows = all.map(({ what, wanted, atLeast, measured, reached }) =>
+    row([what, `${atLeast ? "≥" : "≤"} ${wanted}`, measured.toPrecision(3), reached ? "yes" : "no"])
+  );
+  return [
+    "",
+    "## Goals",
+    "",
+    "The host's share is what graft takes to record a step, find its plan and submit it.",
+    "",
+    row(["", "goal", "measured", "reached"]),
+    row(["---", "---:", "---:", "---"]),
     ...rows,
   ];
 }

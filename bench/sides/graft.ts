@@ -26,6 +26,7 @@ import { generate, LlamaForCausalLM, Parameter } from "@graft/ml/nn";
 import { AdamW } from "@graft/ml/optim";
 import { inject } from "@graft/ml/peft";
 import type { Case } from "../cases.ts";
+import { median } from "../report.ts";
 import { graftGpt } from "../small_gpt/graft.ts";
 import { GPTS, SPEC } from "../small_gpt/spec.ts";
 import { integers, numbers, power, type Side, type Work } from "./work.ts";
@@ -141,20 +142,69 @@ async function open(work: Case, device: Device): Promise<Work | null> {
       return await adamW(work, device);
     case "step": {
       const { step } = await graftGpt(GPTS[work.gpt!], work.method!);
-      return training(step);
+      return training(device, step);
     }
     default:
-      return await stories(work);
+      return await stories(work, device);
   }
 }
 
 /** Training steps; their losses are the value. */
-function training(step: (index: number) => Promise<number>): Work {
+function training(device: Device, step: (index: number) => Promise<number>): Work {
   const losses: number[] = [];
+  const clock = new HostClock(device);
   return {
-    run: async () => void losses.push(await step(losses.length)),
+    run: async () => {
+      const loss = await clock.time(() => step(losses.length));
+      losses.push(loss);
+    },
     value: () => Promise.resolve(losses),
+    host: () => median(clock.steps.slice(1)),
   };
+}
+
+/**
+ * Tells what the host does in a step apart from what the device does. The cpu backend computes before
+ * `run` returns: the host's share is the rest of the step. WebGPU is at work from then on: the host's
+ * share is what comes before.
+ */
+class HostClock {
+  /** Milliseconds, a step each. */
+  readonly steps: number[] = [];
+  readonly #enqueues: boolean;
+  #began = 0;
+  /** Within the runs of this step; until the last of them was submitted. */
+  #within = 0;
+  #submitted = 0;
+
+  constructor(device: Device) {
+    const backend = device.backend!;
+    this.#enqueues = backend.enqueues;
+    const make = backend.program.bind(backend);
+    backend.program = (steps, words) => {
+      const program = make(steps, words);
+      return {
+        dispose: () => program.dispose(),
+        run: (run) => {
+          const start = performance.now();
+          const results = program.run(run);
+          const end = performance.now();
+          this.#within += end - start;
+          this.#submitted = end;
+          return results;
+        },
+      };
+    };
+  }
+
+  async time<T>(step: () => Promise<T>): Promise<T> {
+    this.#within = 0;
+    this.#began = performance.now();
+    const result = await step();
+    const whole = performance.now() - this.#began;
+    this.steps.push(this.#enqueues ? this.#submitted - this.#began : whole - this.#within);
+    return result;
+  }
 }
 
 async function adamW({ sizes: { count, size } }: Case, device: Device): Promise<Work> {
@@ -183,7 +233,7 @@ async function adamW({ sizes: { count, size } }: Case, device: Device): Promise<
 }
 
 /** Everything that takes stories15M. */
-async function stories(work: Case): Promise<Work | null> {
+async function stories(work: Case, device: Device): Promise<Work | null> {
   const folder = await loadStories15M();
   if (work.kind === "load") {
     let sum: number[] = [];
@@ -212,7 +262,7 @@ async function stories(work: Case): Promise<Work | null> {
     const { lr, betas, adamEpsilon: eps, weightDecay } = SPEC;
     const optimizer = new AdamW(model.trainable(), { lr, betas, eps, weightDecay });
     const shape = [batch, sequence];
-    return training(async (index) => {
+    return training(device, async (index) => {
       const ids = integers(batch * (sequence + 1), 10 + index, vocabulary);
       const targets = Int32Array.from(ids.subarray(1, batch * sequence + 1));
       const loss = model.loss({

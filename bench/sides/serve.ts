@@ -23,6 +23,8 @@ export interface Reply {
   /** Milliseconds to open, or of one run. */
   readonly ms?: number;
   readonly value?: readonly number[];
+  /** Milliseconds of a run that the host took, where the side tells them; see {@linkcode Work}. */
+  readonly host?: number;
   readonly error?: string;
 }
 
@@ -36,7 +38,7 @@ async function answer(side: Side, request: Request, opened: { work: Work | null 
     return { has: opened.work !== null, ms: ms() };
   }
   const work = opened.work!;
-  if (request.ask === "value") return { value: await work.value() };
+  if (request.ask === "value") return { value: await work.value(), host: work.host?.() };
   for (let i = 0; i < request.times; i++) await work.run();
   await work.sync?.();
   return { ms: ms() / request.times };
