@@ -226,26 +226,11 @@ class Engine {
       gs,
       inputs: node.inputs.map((n) => new Tensor(n)),
       out: outs[0],
-      outs: node.outputs ? picksOf(node) : outs,
+      outs: node.outputs ? node.picks! : outs,
       attrs: node.attrs,
       needs: node.inputs.map((n) => n.needsGrad),
     });
   }
-}
-
-const picks = new WeakMap<Node, Tensor[]>();
-
-/**
- * Remembers the outputs of a kernel with several, for its gradient.
- *
- * @internal
- */
-export function rememberPicks(node: Node, outputs: Tensor[]): void {
-  picks.set(node, outputs);
-}
-
-function picksOf(node: Node): readonly Tensor[] {
-  return picks.get(node)!;
 }
 
 /** Where backward stops: a variable, or a tensor attached. */

@@ -57,13 +57,13 @@ export class Device {
    *
    * @internal
    */
-  readonly keeps: Set<Node> = new Set();
+  keeps: Set<Node> = new Set();
   /**
    * Pending assignments; the last one to a variable counts.
    *
    * @internal
    */
-  readonly assignments: Map<Variable, Node> = new Map();
+  assignments: Map<Variable, Node> = new Map();
   /**
    * When the host step recorded last begins: see `host.ts`.
    *
@@ -137,9 +137,11 @@ export class Device {
       await Promise.all(earlier.map((n) => this.#toHost(n)));
       return await this.evaluate(results);
     }
-    this.keeps.clear();
+    // New ones: in V8 a table that was cleared refers to the next one, and so the garbage of a step,
+    // once old, would keep alive that of all steps after it until the next full collection.
+    this.keeps = new Set();
     this.recorded = [];
-    this.assignments.clear();
+    this.assignments = new Map();
     if (wanted.size === 0 && assignments.length === 0) return;
     for (const node of order) {
       // Scalars are held, whoever consumed them: they are what people print.

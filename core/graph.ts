@@ -88,6 +88,11 @@ export class Node {
   assigned = false;
   /** The gradient of this very node, where it is not its op's: custom functions. */
   custom: CustomGradient | null = null;
+  /**
+   * The outputs as tensors, for the gradient of a kernel that has several. A field rather than a weak
+   * map: V8 frees what an old map holds only in a full collection.
+   */
+  picks: readonly Tensor[] | null = null;
   /** What a host step does. */
   host: HostFunction | null = null;
   /** Which flush touched it last, and its place in that flush's order. */

@@ -7,7 +7,6 @@
  * @module
  */
 
-import { rememberPicks } from "./autograd.ts";
 import { currentDevice, type Device } from "./device.ts";
 import { type DType, isFloat } from "./dtype.ts";
 import type { Expr } from "./expr.ts";
@@ -334,6 +333,6 @@ export function recordKernel(
   const tensors = outputs.map((output, index) =>
     new Tensor(record(pickOp, [node], output, { index }))
   );
-  rememberPicks(node, tensors);
+  node.picks = tensors;
   return tensors;
 }

@@ -180,66 +180,68 @@ export function emitDotTile(
   c: Code,
 ): void {
   const { rows, columns, depth } = tile;
-  // A single row keeps two sums for each product, to have enough of them under way.
-  const ways = rows === 1 ? 2 : 1;
-  const sums = Array.from(
-    { length: rows * columns * ways },
-    () => f.let(v128.zero()),
-  );
   const aBytes = tile.aType === "f16" || tile.aType === "bf16" ? 2 : 4;
   const bBytes = tile.bType === "f16" || tile.bType === "bf16" ? 2 : 4;
-  const pa = f.let(a);
-  const pb = f.let(b);
-  const step = (way: number, mask: Code | null) => {
-    const only = (x: Code) => mask ? v128.and(x, mask) : x;
-    const left = Array.from(
-      { length: rows },
-      (_, r) => f.let(only(loadVector(f, tile.aType, ...at(pa, r * tile.aRow + 4 * way * aBytes)))),
-    );
-    for (let j = 0; j < columns; j++) {
-      const right = f.let(
-        only(loadVector(f, tile.bType, ...at(pb, j * tile.bRow + 4 * way * bBytes))),
+  // A single row reads each row of `b` from end to end, as memory is read fastest, and keeps several
+  // sums to have enough of them under way. More rows share what is loaded of several rows of `b`.
+  const ways = rows === 1 ? 4 : 1;
+  const together = rows === 1 ? 1 : columns;
+  const sums: Local[][] = Array.from({ length: rows }, () => []);
+  for (let first = 0; first < columns; first += together) {
+    const parts = Array.from({ length: rows * together * ways }, () => f.let(v128.zero()));
+    const pa = f.let(a);
+    const pb = f.let(first === 0 ? b : add(b, first * tile.bRow));
+    const step = (way: number, mask: Code | null) => {
+      const only = (x: Code) => mask ? v128.and(x, mask) : x;
+      const left = Array.from(
+        { length: rows },
+        (_, r) =>
+          f.let(only(loadVector(f, tile.aType, ...at(pa, r * tile.aRow + 4 * way * aBytes)))),
       );
-      left.forEach((x, r) => {
-        const sum = sums[(r * columns + j) * ways + way];
-        f.set(sum, vectors.madd(x, right, sum));
-      });
+      for (let j = 0; j < together; j++) {
+        const right = f.let(
+          only(loadVector(f, tile.bType, ...at(pb, j * tile.bRow + 4 * way * bBytes))),
+        );
+        left.forEach((x, r) => {
+          const sum = parts[(r * together + j) * ways + way];
+          f.set(sum, vectors.madd(x, right, sum));
+        });
+      }
+    };
+    const loops = (n: number, width: number) => {
+      const count = Math.floor(n / (4 * width));
+      if (count > 0) {
+        f.for(0, count, 1, () => {
+          for (let way = 0; way < width; way++) step(way, null);
+          f.set(pa, add(pa, 4 * width * aBytes));
+          f.set(pb, add(pb, 4 * width * bBytes));
+        });
+      }
+      return n - count * 4 * width;
+    };
+    let rest = loops(depth, ways);
+    if (ways > 1) rest = loops(rest, 1);
+    if (rest > 0) {
+      step(0, f.hoist(i32x4.const(...[0, 1, 2, 3].map((i) => i < rest ? -1 : 0))));
     }
-  };
-  const advance = (n: number) => {
-    f.set(pa, add(pa, n * aBytes));
-    f.set(pb, add(pb, n * bBytes));
-  };
-  const loops = (n: number, width: number) => {
-    const count = Math.floor(n / (4 * width));
-    if (count > 0) {
-      f.for(0, count, 1, () => {
-        for (let way = 0; way < width; way++) step(way, null);
-        advance(4 * width);
-      });
+    for (let r = 0; r < rows; r++) {
+      for (let j = 0; j < together; j++) {
+        const own = parts.slice((r * together + j) * ways, (r * together + j + 1) * ways);
+        sums[r].push(f.let(own.reduce<Code>((x, y) => f32x4.add(x, y), own.shift()!)));
+      }
     }
-    return n - count * 4 * width;
-  };
-  let rest = loops(depth, ways);
-  if (ways > 1) rest = loops(rest, 1);
-  if (rest > 0) {
-    step(0, f.hoist(i32x4.const(...[0, 1, 2, 3].map((i) => i < rest ? -1 : 0))));
   }
   const target = f.let(c);
-  for (let r = 0; r < rows; r++) {
-    const own = Array.from({ length: columns }, (_, j) => {
-      const parts = sums.slice((r * columns + j) * ways, (r * columns + j + 1) * ways);
-      return f.let(parts.reduce<Code | null>((x, y) => x ? f32x4.add(x, y) : y, null)!);
-    });
-    const zero = f.hoist(v128.zero());
+  const zero = f.hoist(v128.zero());
+  sums.forEach((own, r) =>
     storeColumns(
       f,
       target,
       f.let(addLanes(f, [0, 1, 2, 3].map((j) => own[j] ?? zero))),
       columns,
       r * tile.cRow,
-    );
-  }
+    )
+  );
 }
 
 /** A vector of the sums of the lanes of each of four vectors. */
