@@ -4,7 +4,7 @@
  * @module
  */
 
-import { Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
+import { currentDevice, Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
 import { threefryWord } from "../core/random.ts";
 import type { KVCache } from "./models/cache.ts";
 import type { ForwardOptions } from "./models/decoder.ts";
@@ -44,7 +44,10 @@ export interface GenerateOptions extends SamplingOptions {
   readonly stopTokens?: readonly number[];
   /** Where sampling draws from: a seed, or a generator that goes on. Default seed 0. */
   readonly generator?: Generator | number;
-  /** A cache to use, and to leave to the caller; default: one of its own, freed at the end. */
+  /**
+   * A cache to use, and to leave to the caller. Default: one that stays with the model for the next
+   * generation of the same size, which then replays the plans of this one.
+   */
   readonly cache?: KVCache;
 }
 
@@ -154,7 +157,7 @@ async function* decode(
   const done = prompts.map(() => false);
   // The last token that is generated is never fed back.
   const capacity = width + maxTokens - 1;
-  const cache = options.cache ?? model.createCache(batch, capacity);
+  const cache = options.cache ?? spareCache(model, batch, capacity);
   if (cache.batch !== batch || cache.capacity < capacity) {
     throw new RangeError(
       `generate: needs a cache of ${batch} rows of ${capacity} positions, got ${cache.batch} of ` +
@@ -188,8 +191,26 @@ async function* decode(
     }
   } finally {
     for (const [module, training] of modes) module.training = training;
-    if (!options.cache) cache.dispose();
+    if (!options.cache) keepSpare(model, cache);
   }
+}
+
+/** The cache that each model's last generation left. One that is in use is not here. */
+const spares = new WeakMap<GenerativeModel, KVCache>();
+
+/** The spare cache where it fits, or a new one: plans are bound to the memory of a cache. */
+function spareCache(model: GenerativeModel, batch: number, capacity: number): KVCache {
+  const spare = spares.get(model);
+  const fits = spare !== undefined && spare.batch === batch && spare.capacity === capacity &&
+    spare.lead === (model.prompt?.length ?? 0) && spare.keys[0].device === currentDevice();
+  if (!fits) return model.createCache(batch, capacity);
+  spares.delete(model);
+  return spare;
+}
+
+function keepSpare(model: GenerativeModel, cache: KVCache): void {
+  spares.get(model)?.dispose();
+  spares.set(model, cache);
 }
 
 /** The tokens that end a text. */
