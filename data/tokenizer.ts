@@ -48,7 +48,11 @@ export async function loadTokenizer(path: string): Promise<Tokenizer> {
   try {
     tokenizer = await read(file);
   } catch (error) {
-    throw new Error(`load tokenizer: cannot read ${file}: ${reasonOf(error)}`, { cause: error });
+    throw new Error(
+      `load tokenizer: cannot read ${file}: ${reasonOf(error)}; where a model has none, ` +
+        "transformers writes it (AutoTokenizer, save_pretrained)",
+      { cause: error },
+    );
   }
   // A tokenizer.json works without its config; a config that is there has to be right.
   const hasConfig = await fs.stat(configFile).then(() => true, () => false);

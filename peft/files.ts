@@ -8,7 +8,7 @@
 import { openSafetensors, writeSafetensors } from "../core/mod.ts";
 import { writeAtomically } from "../core/files.ts";
 import type { HostTensor, Module, Parameter } from "../nn/mod.ts";
-import { parseJson, readText } from "../nn/models/pretrained.ts";
+import { isThere, parseJson, pickledHint, readText } from "../nn/models/pretrained.ts";
 import { checkKeys, hostValues, KeysError, safetensorsInput, writeHost } from "../nn/state.ts";
 import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
 import { formatConfig, fromText } from "./config_text.ts";
@@ -188,6 +188,7 @@ export async function loadAdapter(
 ): Promise<ResolvedLoraConfig | ResolvedPromptConfig> {
   const { name = "default", trainable = false } = options;
   const configFile = `${folder}/${CONFIG}`;
+  await checkFolder(folder);
   const text = await readText("load adapter", configFile);
   const raw = fromText(parseJson("load adapter", configFile, text), text);
   if (!("peft_type" in raw)) {
@@ -251,6 +252,19 @@ export async function loadAdapter(
   for (const p of adapterParameters(model, name)) p.requiresGrad = trainable;
   setActive(model, name);
   return config;
+}
+
+/** Throws where a folder is plainly no adapter that can be read, and says what it is. */
+async function checkFolder(folder: string): Promise<void> {
+  if (await isThere(`${folder}/${CONFIG}`)) {
+    if (await isThere(`${folder}/${WEIGHTS}`)) return;
+    const hint = await pickledHint(folder, "adapter_model", "the adapter with PEFT");
+    if (hint) throw new Error(`load adapter: needs ${folder}/${WEIGHTS}${hint}`);
+  } else if (await isThere(`${folder}/config.json`)) {
+    throw new Error(
+      `load adapter: ${folder} holds a model, no adapter: it has config.json and no ${CONFIG}`,
+    );
+  }
 }
 
 /** Says which base an adapter whose keys do not fit is for. */

@@ -155,6 +155,12 @@ test("parts with an index are one model", async (folder) => {
   await assertRejects(() => loadModel(folder), Error, `lacks ${names[1]}, which`);
   await Deno.remove(`${folder}/model.safetensors.index.json`);
   await assertRejects(() => loadModel(folder), Error, "and neither can be opened");
+  await Deno.writeTextFile(`${folder}/pytorch_model.bin`, "");
+  await assertRejects(
+    () => loadModel(folder),
+    Error,
+    "pytorch_model.bin is there, which only Pyth",
+  );
   await Deno.remove(`${folder}/config.json`);
   await assertRejects(() => loadModel(folder), Error, "/config.json");
 });
@@ -214,6 +220,9 @@ test("sizes that do not fit the weights are listed with both shapes", async (fol
       `are those of ${folder}/config.json`,
     ]
   ) assertStringIncludes(error.message, line);
+  const packed = { quant_method: "gptq", bits: 4 };
+  await variant(folder, "gpt2", same, { quantization_config: packed });
+  await assertRejects(() => loadModel(folder), TypeError, '(quantization_config, "gptq") are not');
   await variant(folder, "gpt2", same, { n_layer: 3 });
   await assertRejects(() => loadModel(folder), Error, "transformer.h.2.attn.c_attn.weight");
 });

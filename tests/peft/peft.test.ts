@@ -274,6 +274,10 @@ forEachDevice(
     await assertRejects(() => loadAdapter(model, folder), Error, "truncated");
     await Deno.remove(`${folder}/adapter_model.safetensors`);
     await assertRejects(() => loadAdapter(model, folder), Error, "adapter_model.safetensors");
+    await Deno.writeTextFile(`${folder}/adapter_model.bin`, "");
+    await assertRejects(() => loadAdapter(model, folder), Error, "load the adapter with PEFT");
+    await Deno.rename(`${folder}/adapter_config.json`, `${folder}/config.json`);
+    await assertRejects(() => loadAdapter(model, folder), Error, "holds a model, no adapter");
     await Deno.remove(folder, { recursive: true });
   },
 );
