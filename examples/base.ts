@@ -66,13 +66,6 @@ export async function loadBase(
   return { folder, model, tokenizer };
 }
 
-/** Copies what turns text into tokens beside a model that was saved. */
-export async function copyTokenizer(from: string, to: string): Promise<void> {
-  for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) {
-    if (await exists(`${from}/${name}`)) await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
-  }
-}
-
 function exists(path: string): Promise<boolean> {
   return Deno.stat(path).then(() => true, () => false);
 }

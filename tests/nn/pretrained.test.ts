@@ -332,6 +332,17 @@ test("inputs and settings that cannot be are refused", async () => {
   refused(() => new GPT2LMHeadModel({ ...gpt2, attn_pdrop: 1 }), "attn_pdrop must be in [0, 1)");
   refused(() => new GPT2LMHeadModel({ ...gpt2, model_type: "llama" }), 'model_type "gpt2", has');
 
+  // Tokens of another vocabulary.
+  const mistral = new MistralForCausalLM(sizes),
+    known = Int32Array.of(3, 4),
+    shape = [1, 2] as const;
+  const stray = Int32Array.of(3, 20);
+  refused(() => mistral.loss({ inputs: stray, targets: known, shape }), "index 20 at position 1");
+  refused(
+    () => mistral.loss({ inputs: known, targets: stray, shape }),
+    "target 20 at position 1 is",
+  );
+
   const ids = tensor([[3, 4, 5, 6, 7]], { dtype: "i32" });
   refused(() => new GPT2LMHeadModel(gpt2).forward(ids), "positions below n_positions, 4, got 4");
   const bert = new BertForSequenceClassification({ ...sizes, max_position_embeddings: 5 });
