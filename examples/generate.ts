@@ -73,7 +73,7 @@ async function main(args: string[]): Promise<void> {
   const trainedOn = adapter && await baseOf(adapter);
   const named = flags.model ? undefined : trainedOn;
   if (flags.model && trainedOn && trainedOn !== flags.model) {
-    tell(`note: ${adapter} names ${trainedOn} as its base; it fits no other model`);
+    tell(`note: ${adapter} was trained beside ${trainedOn}`);
   }
   const base = await loadBase(
     flags.model ?? named ?? "stories15M",
