@@ -35,7 +35,7 @@ export interface InjectFromBaseOptions extends InjectOptions {
  *
  * "eva" runs the model on `batches` of the data: A starts as the directions in which a layer's inputs vary
  * most, B as zero. Ranks go where they explain most: a layer's is from 0, which leaves it out, to rho · r,
- * and their sum is what it would have been. Batches need more tokens than that.
+ * and their sum is what it would have been. There have to be more tokens that count than rho · r.
  *
  * Throws as `inject` does, and where batches are missing or too few; then the model is as it was.
  *
