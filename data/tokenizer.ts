@@ -1,5 +1,5 @@
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
-import { fileSystem, reasonOf, sha256 } from "./files.ts";
+import { exists, fileSystem, reasonOf, sha256, writeWhole } from "./files.ts";
 
 /** Turns text into token ids and back. */
 export interface Tokenizer {
@@ -48,11 +48,54 @@ export async function loadTokenizer(path: string): Promise<Tokenizer> {
   try {
     tokenizer = await read(file);
   } catch (error) {
-    throw new Error(`load tokenizer: cannot read ${file}: ${reasonOf(error)}`, { cause: error });
+    throw new Error(
+      `load tokenizer: cannot read ${file}: ${reasonOf(error)}; where a model has none, ` +
+        "transformers writes it (AutoTokenizer, save_pretrained)",
+      { cause: error },
+    );
   }
   // A tokenizer.json works without its config; a config that is there has to be right.
   const hasConfig = await fs.stat(configFile).then(() => true, () => false);
   return await tokenizerFromJson(tokenizer, hasConfig ? await read(configFile) : "{}", file);
+}
+
+/**
+ * Copies what turns text into tokens from one model's folder into another's: `tokenizer.json`,
+ * `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja`, whichever there are, to
+ * the byte. With `savePretrained` it makes a folder that transformers and `loadTokenizer` read.
+ *
+ * @throws Error if a file cannot be read or written; the message names it.
+ *
+ * @example
+ * ```ts
+ * import { copyTokenizer, loadStories15M, loadTokenizer } from "@graft/ml/data";
+ *
+ * const folder = await Deno.makeTempDir();
+ * await copyTokenizer(await loadStories15M(), folder);
+ * console.assert((await loadTokenizer(folder)).vocabSize === 32000);
+ * ```
+ */
+export async function copyTokenizer(from: string, to: string): Promise<void> {
+  const fs = fileSystem("copy tokenizer");
+  for (
+    const name of [
+      "tokenizer.json",
+      "tokenizer_config.json",
+      "special_tokens_map.json",
+      "chat_template.jinja",
+    ]
+  ) {
+    if (!await exists(`${from}/${name}`)) continue;
+    let bytes: Uint8Array<ArrayBuffer>;
+    try {
+      bytes = await fs.readFile(`${from}/${name}`);
+    } catch (error) {
+      throw new Error(`copy tokenizer: cannot read ${from}/${name}: ${reasonOf(error)}`, {
+        cause: error,
+      });
+    }
+    await writeWhole(`${to}/${name}`, bytes);
+  }
 }
 
 /**

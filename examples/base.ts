@@ -20,7 +20,8 @@ export interface Base {
  * Loads a decoder by "stories15M", a folder's path or a hub id, its linear layers packed where `quantize`
  * says so.
  *
- * Throws an `Error` where it is no decoder, or its tokenizer is of another vocabulary.
+ * Throws an `Error` where it is no decoder, or its tokenizer has tokens that the model has not; tells where
+ * it has far fewer.
  */
 export async function loadBase(
   name: string,
@@ -55,14 +56,14 @@ export async function loadBase(
         "tokenizer.json is another model's",
     );
   }
-  return { folder, model, tokenizer };
-}
-
-/** Copies what turns text into tokens beside a model that was saved. */
-export async function copyTokenizer(from: string, to: string): Promise<void> {
-  for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) {
-    if (await exists(`${from}/${name}`)) await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
+  // Models round their vocabulary up, by a few hundred; more than that looks like a mistake.
+  if (tokenizer.vocabSize < 0.9 * size) {
+    tell(
+      `warning: ${folder}: the tokenizer has ${tokenizer.vocabSize} tokens and the model ${size}; ` +
+        "if tokenizer.json is another model's, what is read and written is nonsense",
+    );
   }
+  return { folder, model, tokenizer };
 }
 
 function exists(path: string): Promise<boolean> {

@@ -2,7 +2,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { type DeviceName, init } from "@graft/ml";
-import { loadChatTemplate, StreamDecoder } from "@graft/ml/data";
+import { loadChatTemplate, loadModelFolder, StreamDecoder } from "@graft/ml/data";
 import { generate } from "@graft/ml/nn";
 import { loadAdapter, mergeAndUnload } from "@graft/ml/peft";
 import { type Base, loadBase } from "./base.ts";
@@ -10,9 +10,9 @@ import { type Settings, UsageError } from "./settings.ts";
 
 const HELP = `Continues a text by a model, with or without an adapter.
 
-  deno task generate --adapter DIR --prompt "..." [flags]
+  deno task generate --adapter DIR_OR_ID --prompt "..." [flags]
 
-  --adapter DIR        folder of a PEFT adapter of any method; none: the model alone
+  --adapter DIR_OR_ID  a PEFT adapter of any method: a folder, or an id of the hub; none: the model alone
   --model NAME         stories15M, or a model's folder or hub id (the adapter's base, or stories15M)
   --quantize FORMAT    int8 or nf4: hold weights in 8 or 4 bits, as in training  (none)
   --prompt TEXT        what to continue                     (Once upon a time)
@@ -36,7 +36,8 @@ async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {
     string: texts,
     boolean: ["chat", "help"],
-    unknown: (arg: string) => bad(`there is no flag ${arg}`),
+    // The parser also gives an empty value here, which its flag has got: a prompt may be empty.
+    unknown: (arg: string) => arg !== "" && bad(`there is no flag ${arg}`),
   });
   if (flags.help) {
     console.log(HELP);
@@ -64,11 +65,16 @@ async function main(args: string[]): Promise<void> {
   if (quantize !== "none" && quantize !== "int8" && quantize !== "nf4") {
     bad(`--quantize must be none, int8 or nf4, got "${quantize}"`);
   }
-  const { adapter, prompt = "Once upon a time" } = flags;
+  const { prompt = "Once upon a time" } = flags;
 
   const opened = await init({ device: device as DeviceName });
-  const named = flags.model ? undefined : adapter && await baseOf(adapter);
   const tell = (text: string): void => console.error(text);
+  const adapter = flags.adapter && await loadModelFolder(flags.adapter);
+  const trainedOn = adapter && await baseOf(adapter);
+  const named = flags.model ? undefined : trainedOn;
+  if (flags.model && trainedOn && trainedOn !== flags.model) {
+    tell(`note: ${adapter} was trained beside ${trainedOn}`);
+  }
   const base = await loadBase(
     flags.model ?? named ?? "stories15M",
     tell,

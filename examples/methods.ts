@@ -5,9 +5,10 @@
  */
 
 import { manualSeed } from "@graft/ml";
+import { copyTokenizer } from "@graft/ml/data";
 import type { CausalLM } from "@graft/ml/nn";
 import { findTargets, inject, injectPrompt, resolveLoraConfig, saveAdapter } from "@graft/ml/peft";
-import { type Base, copyTokenizer } from "./base.ts";
+import type { Base } from "./base.ts";
 import { type Settings, UsageError } from "./settings.ts";
 
 /** Whether a method puts virtual tokens before the text. */

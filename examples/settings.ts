@@ -80,7 +80,8 @@ export async function readFlags(
   const parsed = parseArgs([...args], {
     string: [...flags, "config"],
     boolean: [...switches],
-    unknown: (arg: string) => bad(`there is no flag ${arg}`),
+    // The parser also gives an empty value here, which its flag has got.
+    unknown: (arg: string) => arg !== "" && bad(`there is no flag ${arg}`),
   }) as Record<string, unknown>;
   const on = new Set(switches.filter((name) => parsed[name] === true));
   const given = new Map<string, { value: unknown; label: string }>();

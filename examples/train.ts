@@ -37,7 +37,7 @@ import {
   type OptimizerCounters,
   saveCheckpoint,
 } from "@graft/ml/optim";
-import { countParameters, withoutAdapters } from "@graft/ml/peft";
+import { countParameters, describeParameters, withoutAdapters } from "@graft/ml/peft";
 import { type Base, loadBase } from "./base.ts";
 import { writeWhole } from "./charts.ts";
 import { Metrics, Progress } from "./log.ts";
@@ -202,10 +202,8 @@ async function run(
   // It does not depend on --steps, so that a run that is resumed with more steps is one longer run.
   const schedule = constantSchedule({ warmup: 10 });
   const counts = countParameters(model);
-  log.line(
-    `${method}: trains ${count(counts.trainable)} of ${count(counts.total)} parameters on ` +
-      `${count(train.length)} windows of ${seq} tokens; ${heldOut.length} are held out`,
-  );
+  log.line(`${method}: ${describeParameters(model)}`);
+  log.line(`text: ${count(train.length)} windows of ${seq} tokens; ${heldOut.length} are held out`);
 
   const evaluate = async (): Promise<Losses> => {
     log.note("evaluating");

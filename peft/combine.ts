@@ -259,6 +259,7 @@ function configOf(
     alpha_pattern: uneven ? ranks : {},
     use_rslora: false,
     init_lora_weights: true,
+    eva_config: null,
     lora_bias: results.some(({ bias }) => bias),
     bias: biases.includes("all") ? "all" : biases.includes("lora_only") ? "lora_only" : "none",
     modules_to_save: saved.length > 0 ? saved : null,

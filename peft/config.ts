@@ -4,12 +4,30 @@
  * @module
  */
 
+import { asWritten } from "./config_text.ts";
+
 /** Settings of the start "loftq", by PEFT's names. */
 export interface LoftqConfig {
   /** Bits of the base: 4 (NF4) or 8. Default 4. */
   readonly loftq_bits?: number;
   /** How often packing and the low-rank part are fitted to each other. Default 1. */
   readonly loftq_iter?: number;
+}
+
+/** Settings of the start "eva", by PEFT's names. */
+export interface EvaConfig {
+  /** A layer's rank is at most rho · r: ranks go where the data vary most. 1: every layer has r. Default 2. */
+  readonly rho?: number;
+  /** Where PEFT stops to read data; kept for its readers, since here all batches count. Default 0.99. */
+  readonly tau?: number;
+  /** Whether positions without a target are left out. Default true. */
+  readonly use_label_mask?: boolean;
+  /** What stands in place of a target that is none. Default -100. */
+  readonly label_mask_value?: number;
+  /** Whether a direction is divided by the root of its singular value. Default false. */
+  readonly whiten?: boolean;
+  /** Whether α changes with the rank of a layer, so that its scale stays. Default true. */
+  readonly adjust_scaling_factors?: boolean;
 }
 
 /** Settings of a LoRA adapter, by PEFT's names. */
@@ -41,9 +59,11 @@ export interface LoraConfig {
   /**
    * How A and B start. true: A kaiming-uniform, B zero. false: both random. "gaussian": A normal with
    * deviation 1 / r, B zero. "orthogonal": both random with B A = 0. "pissa", "olora" and "loftq": from
-   * the weight, see `injectFromBase`. Default true.
+   * the weight, "eva": from what data are to the layer; see `injectFromBase`. Default true.
    */
   readonly init_lora_weights?: boolean | string;
+  /** How "eva" looks at data. Default null. */
+  readonly eva_config?: EvaConfig | null;
   /** How "loftq" packs the base. Default: 4 bits, 1 iteration. */
   readonly loftq_config?: LoftqConfig;
   /** Whether the direction and the length of each row are learned apart (DoRA). Default false. */
@@ -82,6 +102,7 @@ export type ResolvedLoraConfig =
       | "use_rslora"
       | "init_lora_weights"
       | "loftq_config"
+      | "eva_config"
       | "use_dora"
       | "lora_bias"
       | "bias"
@@ -141,7 +162,6 @@ const NOT_BUILT: readonly string[] = [
   "arrow_config",
   "corda_config",
   "ensure_weight_tying",
-  "eva_config",
   "kasa_config",
   "layer_replication",
   "monteclora_config",
@@ -153,15 +173,12 @@ const NOT_BUILT: readonly string[] = [
 ];
 
 /** The starts that have names. */
-const STARTS = /^(gaussian|orthogonal|olora|loftq|pissa(_niter_[1-9]\d*)?)$/;
+const STARTS = /^(gaussian|orthogonal|olora|loftq|eva|pissa(_niter_[1-9]\d*)?)$/;
 
 /** All ranks that a configuration names. */
 function ranks(all: Record<string, unknown>): number[] {
   return [all.r as number, ...Object.values(all.rank_pattern as Record<string, number>)];
 }
-
-/** Python writes these with a point, whole or not. */
-const FLOATS: readonly string[] = ["lora_dropout", "encoder_dropout"];
 
 /**
  * Fills in PEFT's defaults and checks every setting. Unknown keys are kept, and told to `warn`.
@@ -182,7 +199,7 @@ export function resolveLoraConfig(
     warn(`${source}: unknown keys are kept but not used: ${unknown.join(", ")}`);
   }
   const given = Object.entries(config).filter(([, value]) => value !== undefined);
-  const all = { ...DEFAULTS, ...Object.fromEntries(given) } as Record<string, unknown>;
+  const all: Record<string, unknown> = { ...DEFAULTS, ...Object.fromEntries(given) };
   for (const key of ["rank_pattern", "alpha_pattern", "loftq_config"]) all[key] ??= {};
 
   for (const key of NOT_BUILT) {
@@ -242,9 +259,8 @@ export function resolveLoraConfig(
   need(
     "init_lora_weights",
     typeof init === "boolean" || STARTS.test(String(init)),
-    'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_[number]", "olora" or "loftq" ' +
-      '("eva" and "corda", which take directions from data, are not built: "pissa" takes those of ' +
-      "the weight)",
+    'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_[number]", "olora", "loftq" or ' +
+      '"eva" ("corda", which takes directions from data too, is not built)',
   );
   need(
     "init_lora_weights",
@@ -252,7 +268,8 @@ export function resolveLoraConfig(
     '"orthogonal" only with even ranks',
   );
   if (init === "loftq") all.loftq_config = resolveLoftq(all.loftq_config, source);
-  return all as unknown as ResolvedLoraConfig;
+  if (init === "eva") all.eva_config = resolveEva(all.eva_config, source);
+  return asWritten(config, all) as unknown as ResolvedLoraConfig;
 }
 
 function resolveLoftq(given: unknown, source: string): LoftqConfig {
@@ -272,20 +289,27 @@ function resolveLoftq(given: unknown, source: string): LoftqConfig {
   return config;
 }
 
-/** The text of `adapter_config.json`: keys sorted, two spaces, as Python's `json.dumps` writes it. */
-export function formatConfig(config: Readonly<Record<string, unknown>>): string {
-  const sorted = (value: unknown): unknown => {
-    if (Array.isArray(value)) return value.map(sorted);
-    if (typeof value !== "object" || value === null) return value;
-    const entries = Object.entries(value).map(([k, v]) => [k, sorted(v)] as const);
-    return Object.fromEntries(entries.sort(([a], [b]) => a < b ? -1 : 1));
+function resolveEva(given: unknown, source: string): EvaConfig {
+  const config = {
+    adjust_scaling_factors: true,
+    label_mask_value: -100,
+    rho: 2,
+    tau: 0.99,
+    use_label_mask: true,
+    whiten: false,
+    ...given as EvaConfig,
   };
-  // A float that is whole keeps its point: marked here, put right in the text.
-  const all: Record<string, unknown> = { ...config };
-  for (const key of FLOATS) {
-    if (Number.isInteger(all[key])) all[key] = `\u0000${all[key]}.0`;
+  const need = (key: keyof EvaConfig, holds: boolean, what: string): void => {
+    if (holds) return;
+    throw new RangeError(
+      `${source}: eva_config: ${key} must be ${what}, is ${JSON.stringify(config[key])}`,
+    );
+  };
+  need("rho", Number.isFinite(config.rho) && config.rho >= 1, "a number from 1 on");
+  need("tau", config.tau >= 0 && config.tau <= 1, "a number in [0, 1]");
+  need("label_mask_value", Number.isInteger(config.label_mask_value), "a whole number");
+  for (const key of ["use_label_mask", "whiten", "adjust_scaling_factors"] as const) {
+    need(key, typeof config[key] === "boolean", "true or false");
   }
-  return JSON.stringify(sorted(all), null, 2)
-    .replace(/"\\u0000(-?\d+\.0)"/g, "$1")
-    .replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return config;
 }

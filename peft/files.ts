@@ -8,14 +8,10 @@
 import { openSafetensors, writeSafetensors } from "../core/mod.ts";
 import { writeAtomically } from "../core/files.ts";
 import type { HostTensor, Module, Parameter } from "../nn/mod.ts";
-import { readJson } from "../nn/models/pretrained.ts";
+import { isThere, parseJson, pickledHint, readText } from "../nn/models/pretrained.ts";
 import { checkKeys, hostValues, KeysError, safetensorsInput, writeHost } from "../nn/state.ts";
-import {
-  formatConfig,
-  type LoraConfig,
-  type ResolvedLoraConfig,
-  resolveLoraConfig,
-} from "./config.ts";
+import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./config.ts";
+import { formatConfig, fromText } from "./config_text.ts";
 import { isLoraLayer } from "./layers.ts";
 import { attach, deleteAdapter } from "./lora.ts";
 import { ownOf } from "./own.ts";
@@ -144,6 +140,41 @@ export async function saveAdapter(
 }
 
 /**
+ * Writes every adapter as PEFT's `save_pretrained` does: "default" into `folder` itself, each other into
+ * a folder of its name in there. Gives the folders by the adapters' names; `loadAdapter` takes one.
+ *
+ * Throws an `Error` where the model has no adapter, or a file cannot be written.
+ *
+ * @example
+ * ```ts
+ * import { init } from "@graft/ml";
+ * import { LlamaForCausalLM } from "@graft/ml/nn";
+ * import { addAdapter, loadAdapter, saveAdapters, unload } from "@graft/ml/peft";
+ *
+ * await init({ device: "cpu" });
+ * const model = new LlamaForCausalLM({
+ *   vocab_size: 50, hidden_size: 16, intermediate_size: 32,
+ *   num_hidden_layers: 1, num_attention_heads: 2,
+ * });
+ * for (const name of ["default", "poems"]) addAdapter(model, { r: 4 }, { name });
+ * const folders = await saveAdapters(model, await Deno.makeTempDir());
+ * unload(model);
+ * for (const [name, folder] of folders) await loadAdapter(model, folder, { name });
+ * ```
+ */
+export async function saveAdapters(model: Module, folder: string): Promise<Map<string, string>> {
+  const names = adapterNames(model);
+  if (names.length === 0) throw new Error("saveAdapters: the model has no adapter");
+  const folders = new Map<string, string>();
+  for (const name of names) {
+    const own = name === "default" ? folder : `${folder}/${name}`;
+    await saveAdapter(model, own, { name });
+    folders.set(name, own);
+  }
+  return folders;
+}
+
+/**
  * Adds the adapter in `folder`, as {@linkcode saveAdapter} or PEFT wrote it, to the model and makes it
  * the active one. Gives its configuration.
  *
@@ -157,7 +188,9 @@ export async function loadAdapter(
 ): Promise<ResolvedLoraConfig | ResolvedPromptConfig> {
   const { name = "default", trainable = false } = options;
   const configFile = `${folder}/${CONFIG}`;
-  const raw = await readJson("load adapter", configFile);
+  await checkFolder(folder);
+  const text = await readText("load adapter", configFile);
+  const raw = fromText(parseJson("load adapter", configFile, text), text);
   if (!("peft_type" in raw)) {
     throw new TypeError(`load adapter: ${configFile} needs the key "peft_type"`);
   }
@@ -219,6 +252,19 @@ export async function loadAdapter(
   for (const p of adapterParameters(model, name)) p.requiresGrad = trainable;
   setActive(model, name);
   return config;
+}
+
+/** Throws where a folder is plainly no adapter that can be read, and says what it is. */
+async function checkFolder(folder: string): Promise<void> {
+  if (await isThere(`${folder}/${CONFIG}`)) {
+    if (await isThere(`${folder}/${WEIGHTS}`)) return;
+    const hint = await pickledHint(folder, "adapter_model", "the adapter with PEFT");
+    if (hint) throw new Error(`load adapter: needs ${folder}/${WEIGHTS}${hint}`);
+  } else if (await isThere(`${folder}/config.json`)) {
+    throw new Error(
+      `load adapter: ${folder} holds a model, no adapter: it has config.json and no ${CONFIG}`,
+    );
+  }
 }
 
 /** Says which base an adapter whose keys do not fit is for. */

@@ -10,9 +10,8 @@ import { type LoraConfig, type ResolvedLoraConfig, resolveLoraConfig } from "./c
 import { adaptedLayer, isLoraLayer, LoraEmbedding, type LoraLayer, sizesOf } from "./layers.ts";
 import { giveModules, giveOwn, moveOwn, ownOf, parameterFields, takeOwn } from "./own.ts";
 import { LoraAdapter, LoraEmbeddingAdapter } from "./pair.ts";
-import { BASE } from "./rows.ts";
 import { promptsOf, removePrompts } from "./prompt/holder.ts";
-import { adapterNames, adapterParameters, setActive } from "./switch.ts";
+import { adapterNames, adapterParameters, checkNewName, setActive } from "./switch.ts";
 import { baseModules, findSaved, findTargets, type Target } from "./target.ts";
 
 /** Options of {@linkcode inject} and {@linkcode addAdapter}. */
@@ -128,14 +127,7 @@ export function attach(
   config: ResolvedLoraConfig,
   name: string,
 ): void {
-  if (!/^[A-Za-z0-9_-]+$/.test(name) || name === BASE) {
-    throw new RangeError(
-      `LoRA: an adapter's name is of letters, digits, _ and -, and not "${BASE}", got "${name}"`,
-    );
-  }
-  if (adapterNames(model).includes(name)) {
-    throw new Error(`LoRA: there is an adapter "${name}" already`);
-  }
+  checkNewName(model, name);
   const saved = findSaved(model, config);
   // What files say of layers is what the layers are.
   const fanned = targets.some(({ layer }) => layer instanceof Conv1D);

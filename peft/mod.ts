@@ -5,12 +5,13 @@
  */
 
 export {
-  formatConfig,
+  type EvaConfig,
   type LoftqConfig,
   type LoraConfig,
   type ResolvedLoraConfig,
   resolveLoraConfig,
 } from "./config.ts";
+export { formatConfig } from "./config_text.ts";
 export type { Arithmetic, MajoritySign } from "./arithmetic.ts";
 export { addWeightedAdapter, type CombinationOptions, type CombinationType } from "./combine.ts";
 export {
@@ -21,6 +22,7 @@ export {
   type LoadAdapterOptions,
   saveAdapter,
   type SaveAdapterOptions,
+  saveAdapters,
 } from "./files.ts";
 export {
   type Adapted,
@@ -68,12 +70,14 @@ export {
   type PromptEncoderModel,
   type PromptModel,
 } from "./prompt/start.ts";
-export { injectFromBase } from "./start.ts";
+export { injectFromBase, type InjectFromBaseOptions } from "./start.ts";
 export {
   type AdapterStatus,
   adapterStatus,
   countParameters,
   describeParameters,
+  type LayerStatus,
+  layerStatus,
   setActive,
   setTrainable,
   withAdapters,

@@ -1,6 +1,6 @@
 /**
  * Starts of A and B that are computed on the host: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024),
- * LoftQ (Li et al. 2023) and orthogonal ones.
+ * LoftQ (Li et al. 2023), EVA (Paischer et al. 2024) and orthogonal ones.
  *
  * @module
  */
@@ -8,6 +8,7 @@
 import { normal, read, type Tensor, tensor, Variable } from "../core/mod.ts";
 import type { Module } from "../nn/mod.ts";
 import { type LoraConfig, resolveLoraConfig } from "./config.ts";
+import { type EvaPlan, planEva } from "./eva.ts";
 import { LoraEmbedding } from "./layers.ts";
 import { type Columns, columns, qr, rowMajor, topSvd, transposed } from "./linalg.ts";
 import { startLoftq } from "./loftq.ts";
@@ -15,6 +16,12 @@ import { attach, deleteAdapter, type InjectOptions, withHeads } from "./lora.ts"
 import type { LoraPair } from "./pair.ts";
 import { adapterParameters, loraLayers, setActive } from "./switch.ts";
 import { findTargets } from "./target.ts";
+
+/** Options of {@linkcode injectFromBase}. */
+export interface InjectFromBaseOptions extends InjectOptions {
+  /** What the start "eva" looks at: batches as the model's `loss` takes them, all of which are run. */
+  readonly batches?: Iterable<object>;
+}
 
 /**
  * As `inject`, and with the starts that compute on the host: "pissa" (the weight's largest singular
@@ -26,7 +33,11 @@ import { findTargets } from "./target.ts";
  * the model computes nearly what it did. The base stays packed when the adapter goes. To train on, save
  * it with `savePretrained` beside the adapter, and load both with `{ quantize }` of the same format.
  *
- * Throws as `inject` does; then the model is as it was.
+ * "eva" runs the model on `batches` of the data: A starts as the directions in which a layer's inputs vary
+ * most, B as zero. Ranks go where they explain most: a layer's is from 0, which leaves it out, to rho · r,
+ * and their sum is what it would have been. There have to be more tokens that count than rho · r.
+ *
+ * Throws as `inject` does, and where batches are missing or too few; then the model is as it was.
  *
  * @example
  * ```ts
@@ -42,16 +53,48 @@ import { findTargets } from "./target.ts";
  * await injectFromBase(model, { r: 4, init_lora_weights: "pissa" });
  * console.log(countParameters(model).trainable); // 256
  * ```
+ *
+ * @example From data
+ * ```ts
+ * import { init } from "@graft/ml";
+ * import { DataLoader, pack } from "@graft/ml/data";
+ * import { LlamaForCausalLM } from "@graft/ml/nn";
+ * import { injectFromBase } from "@graft/ml/peft";
+ *
+ * await init({ device: "cpu" });
+ * const model = new LlamaForCausalLM({
+ *   vocab_size: 50, hidden_size: 16, intermediate_size: 32,
+ *   num_hidden_layers: 1, num_attention_heads: 2,
+ * });
+ * const ids = Int32Array.from({ length: 65 }, (_, i) => i * i % 50);
+ * const batches = new DataLoader(pack([{ ids, promptLength: 1 }], 16), { batchSize: 2, epochs: 1 });
+ * await injectFromBase(model, { r: 4, init_lora_weights: "eva" }, { batches });
+ * ```
  */
 export async function injectFromBase<M extends Module>(
   model: M,
   config: LoraConfig,
-  options: InjectOptions = {},
+  options: InjectFromBaseOptions = {},
 ): Promise<M> {
-  const { name = "default", trainable = true } = options;
-  const resolved = resolveLoraConfig(withHeads(model, config), "LoraConfig", options.warn);
-  attach(model, findTargets(model, resolved), resolved, name);
+  const { name = "default", trainable = true, batches } = options;
+  let resolved = resolveLoraConfig(withHeads(model, config), "LoraConfig", options.warn);
+  let targets = findTargets(model, resolved);
+  const isEva = resolved.init_lora_weights === "eva";
+  if (isEva !== (batches !== undefined)) {
+    throw new TypeError(
+      'LoRA: init_lora_weights "eva" and the option batches belong together, got ' +
+        (isEva ? "no batches" : `batches for ${JSON.stringify(resolved.init_lora_weights)}`),
+    );
+  }
+  let plan: EvaPlan | null = null;
+  if (batches) {
+    plan = await planEva(model, targets, resolved, batches, name);
+    resolved = plan.config;
+    targets = findTargets(model, resolved);
+  }
+  attach(model, targets, resolved, name);
   try {
+    if (plan) assignRows(model, name, plan.rows);
     if (resolved.init_lora_weights === "orthogonal") await startOrthogonal(model, name);
     if (resolved.init_lora_weights === "loftq") await startLoftq(model, name);
     await startFromBase(model, name);
@@ -130,6 +173,15 @@ async function startOrthogonal(model: Module, name: string): Promise<void> {
     const b = normal([outFeatures, half], { std: 0.1 }).matmul(rows(1));
     pair.a.assign(a);
     pair.b.assign(b);
+  }
+}
+
+/** Starts A of each layer as its rows. */
+function assignRows(model: Module, name: string, rows: ReadonlyMap<string, Columns>): void {
+  for (const [path, layer] of loraLayers(model)) {
+    const a = layer.adapters.get(name)?.a, own = rows.get(path);
+    if (!a || !own) continue;
+    a.assign(tensor(rowMajor(transposed(own, a.shape[1]), own.length), { shape: a.shape }));
   }
 }
 

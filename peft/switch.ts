@@ -25,7 +25,11 @@ export type AdapterHolder = Pick<Adapted, "adapters" | "active">;
 
 /** Everything in a model that an adapter has a part of. */
 export function adapterHolders(model: Module): AdapterHolder[] {
-  return [...adaptedParts(model), ...model.modules().filter((m) => m instanceof PromptAdapters)];
+  return model.modules().filter(isHolder);
+}
+
+function isHolder(module: Module): module is LoraLayer | Own | PromptAdapters {
+  return isLoraLayer(module) || module instanceof Own || module instanceof PromptAdapters;
 }
 
 /** The holders of adapters that rows of a batch can differ in. */
@@ -41,6 +45,18 @@ export function adapterNames(model: Module): string[] {
 /** The parameters of one adapter, its copies of modules and biases among them. */
 export function adapterParameters(model: Module, name: string): Parameter[] {
   return adapterHolders(model).flatMap((holder) => holder.adapters.get(name)?.parameters() ?? []);
+}
+
+/** Throws where an adapter cannot have that name, or another has it. */
+export function checkNewName(model: Module, name: string): void {
+  if (!/^[A-Za-z0-9_-]+$/.test(name) || name === BASE) {
+    throw new RangeError(
+      `peft: an adapter's name is of letters, digits, _ and -, and not "${BASE}", got "${name}"`,
+    );
+  }
+  if (adapterNames(model).includes(name)) {
+    throw new Error(`peft: there is an adapter "${name}" already`);
+  }
 }
 
 function checkNames(what: string, model: Module, names: readonly string[]): void {
@@ -113,6 +129,49 @@ export function adapterStatus(model: Module): AdapterStatus {
       ...new Set([...loraLayers(model).values()].flatMap((layer) => layer.merged?.names ?? [])),
     ],
   };
+}
+
+/** What {@linkcode layerStatus} tells of one layer. */
+export interface LayerStatus extends AdapterStatus {
+  /** Its path in the model; "prompt" is what stands before the input. */
+  readonly path: string;
+  /** Such as "LoraLinear", or "Own" for copies of a module's parameters. */
+  readonly kind: string;
+}
+
+/**
+ * The same for each layer that an adapter has a part of, in the model's order.
+ *
+ * @example
+ * ```ts
+ * import { init } from "@graft/ml";
+ * import { LlamaForCausalLM } from "@graft/ml/nn";
+ * import { inject, layerStatus } from "@graft/ml/peft";
+ *
+ * await init({ device: "cpu" });
+ * const model = new LlamaForCausalLM({
+ *   vocab_size: 50, hidden_size: 16, intermediate_size: 32,
+ *   num_hidden_layers: 1, num_attention_heads: 2,
+ * });
+ * const [first] = layerStatus(inject(model, { r: 4 }));
+ * console.log(first.path, first.kind, first.active); // model.layers.0.self_attn.q_proj LoraLinear ["default"]
+ * ```
+ */
+export function layerStatus(model: Module): LayerStatus[] {
+  return model.namedModules().flatMap(([path, module]) => {
+    if (!isHolder(module)) return [];
+    const adapters: ReadonlyMap<string, Module> = module.adapters;
+    return [{
+      path: module instanceof Own ? path.replace(/\.?ownParameters$/, "") : path,
+      kind: module.constructor.name,
+      attached: [...adapters.keys()],
+      active: module.active,
+      trainable: [...adapters].flatMap(([name, adapter]) =>
+        adapter.parameters().some((p) => p.requiresGrad) ? [name] : []
+      ),
+      merged: isLoraLayer(module) ? module.merged?.names ?? [] : [],
+    }];
+  });
 }
 
 /**

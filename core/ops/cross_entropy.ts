@@ -2,6 +2,7 @@ import { customFunction } from "../autograd.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { iota } from "./iota.ts";
+import { reshapeOp } from "./reshape.ts";
 import { where } from "./where.ts";
 
 /** Settings of {@linkcode crossEntropy}. */
@@ -78,7 +79,9 @@ export function checkTargets(
       `${what}: needs targets i32[${rows}], got ${targets.dtype}${show(targets.shape)}`,
     );
   }
-  const value = targets.node.value;
+  let { node } = targets;
+  while (node.op === reshapeOp) [node] = node.inputs; // of a batch [B, T], the same elements in order
+  const { value } = node;
   if (value?.kind !== "host") return;
   const list = new Int32Array(value.data.buffer, value.data.byteOffset, targets.size);
   list.forEach((t, i) => {

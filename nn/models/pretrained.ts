@@ -66,7 +66,10 @@ export async function weightFiles(folder: string): Promise<Weights> {
   if (await isThere(whole)) return { paths: [whole], keys: await keysOf(whole) };
   const path = `${whole}.index.json`;
   if (!await isThere(path)) {
-    throw new Error(`${operation}: needs ${whole} or ${path}, and neither can be opened`);
+    throw new Error(
+      `${operation}: needs ${whole} or ${path}, and neither can be opened` +
+        await pickledHint(folder, "pytorch_model", "the model with transformers"),
+    );
   }
   const { weight_map: map } = await readJson(operation, path);
   if (typeof map !== "object" || map === null || Array.isArray(map)) {
@@ -103,6 +106,15 @@ export async function weightFiles(folder: string): Promise<Weights> {
     );
   }
   return { paths: [...parts.keys()].sort().map((name) => `${folder}/${name}`), keys };
+}
+
+/** What to do where a folder holds weights in PyTorch's own form alone, or nothing. */
+export async function pickledHint(folder: string, name: string, what: string): Promise<string> {
+  for (const file of [`${name}.bin`, `${name}.bin.index.json`]) {
+    if (!await isThere(`${folder}/${file}`)) continue;
+    return `; ${file} is there, which only Python reads: load ${what} and save it again (save_pretrained)`;
+  }
+  return "";
 }
 
 /** Whether a file can be opened there. */

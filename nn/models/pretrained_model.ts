@@ -98,6 +98,15 @@ export abstract class PretrainedModel extends Module {
     const file = await modelConfig(folder);
     const config = { ...file.config, ...options.config };
     this.pretrained.checkConfig(config, file.path);
+    const { quantization_config: packed } = config as { quantization_config?: object | null };
+    if (packed) {
+      const { quant_method: method } = packed as { quant_method?: unknown };
+      throw new TypeError(
+        `load model: ${file.path}: weights that are packed already (quantization_config, ` +
+          `${JSON.stringify(method ?? null)}) are not read; take the model as floats, which ` +
+          "{ quantize } packs as it loads",
+      );
+    }
     const { paths, keys } = await weightFiles(folder);
     const model = new this(config as never);
     const { newHead = false, quantize } = options;

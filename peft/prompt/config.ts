@@ -5,6 +5,7 @@
  */
 
 import type { PromptSizes } from "../../nn/mod.ts";
+import { asWritten } from "../config_text.ts";
 
 /** What the three methods share. Names are PEFT's. */
 export interface PromptBaseConfig {
@@ -229,5 +230,5 @@ export function resolvePromptConfig(
     const p = all.encoder_dropout;
     need("encoder_dropout", typeof p === "number" && p >= 0 && p < 1, "a number in [0, 1)");
   }
-  return all as unknown as ResolvedPromptConfig;
+  return asWritten(config, all) as unknown as ResolvedPromptConfig;
 }

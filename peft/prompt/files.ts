@@ -9,10 +9,11 @@ import { noGrad, openSafetensors, tensor, writeSafetensors } from "../../core/mo
 import type { Module, Parameter, PromptHost } from "../../nn/mod.ts";
 import { checkKeys, hostValues, safetensorsInput, writeHost } from "../../nn/state.ts";
 import { baseParameter, ownOf, parameterPaths } from "../own.ts";
+import { checkNewName } from "../switch.ts";
 import { findSaved } from "../target.ts";
 import { type PromptAdapter, PromptTable } from "./adapter.ts";
 import { type PromptConfig, type ResolvedPromptConfig, resolvePromptConfig } from "./config.ts";
-import { attachPrompt, checkName } from "./inject.ts";
+import { attachPrompt } from "./inject.ts";
 
 const KEY = "prompt_embeddings";
 
@@ -66,7 +67,7 @@ export async function readPrompt(
   const host = model as Module & PromptHost;
   const sizes = host.promptSizes();
   const config = resolvePromptConfig(raw, sizes, source, warn);
-  checkName(model, name);
+  checkNewName(model, name);
   const width = config.token_dim * (config.peft_type === "PREFIX_TUNING" ? 2 * sizes.layers : 1);
   const shape = [config.num_virtual_tokens, width];
 

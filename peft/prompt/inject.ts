@@ -7,7 +7,7 @@
 import type { Module, PromptHost } from "../../nn/mod.ts";
 import { withHeads } from "../lora.ts";
 import { giveModules } from "../own.ts";
-import { adapterNames, adapterParameters, setActive } from "../switch.ts";
+import { adapterParameters, checkNewName, setActive } from "../switch.ts";
 import { findSaved } from "../target.ts";
 import { PrefixProjection, type PromptAdapter, PromptEncoder, PromptTable } from "./adapter.ts";
 import { type PromptConfig, type ResolvedPromptConfig, resolvePromptConfig } from "./config.ts";
@@ -79,7 +79,7 @@ export async function injectPrompt<M extends PromptModel>(
     "PromptConfig",
     options.warn,
   );
-  checkName(model, name);
+  checkNewName(model, name);
   findSaved(model, resolved);
   const adapter = await fresh(model, resolved, options.start, tokens);
   model.freeze();
@@ -128,18 +128,6 @@ async function fresh(
     refuse("a prefix with projection cannot start from a text; leave out prefix_projection");
   }
   return new PrefixProjection(named, sizes);
-}
-
-/** Throws where a prompt cannot have that name. */
-export function checkName(model: Module, name: string): void {
-  if (!/^[A-Za-z0-9_-]+$/.test(name)) {
-    throw new RangeError(
-      `soft prompt: an adapter's name is of letters, digits, _ and -, got "${name}"`,
-    );
-  }
-  if (adapterNames(model).includes(name)) {
-    throw new Error(`soft prompt: there is an adapter "${name}" already`);
-  }
 }
 
 /**

@@ -1,9 +1,9 @@
 /** The main job as a user runs it: files, resuming, Ctrl-C, a loss that is not a number, bad flags. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { openSafetensors } from "@graft/ml";
+import { init, openSafetensors } from "@graft/ml";
 import { loadTokenizer } from "@graft/ml/data";
-import type { Base } from "../../examples/base.ts";
+import { type Base, loadBase } from "../../examples/base.ts";
 import { Progress } from "../../examples/log.ts";
 import { FLAGS, readFlags, resumed, settingsFrom } from "../../examples/settings.ts";
 import { loadTexts } from "../../examples/texts.ts";
@@ -77,6 +77,7 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
   assert(summary.eval_loss < summary.base_eval_loss && summary.peak_bytes > 0);
   // Two layers of rank 4: queries and the output 16 by 16, keys and values 16 by 8, the MLP 16 by 32.
   assertEquals(summary.trainable_parameters, 2 * 4 * (2 * 32 + 2 * 24 + 3 * 48));
+  assert(out.includes("lora: trainable params: 2,048 || all params: "), out);
   assertEquals(
     Object.keys(lines[5]).sort().join(),
     "eval_loss,general_loss,grad_norm,learning_rate,loss,step,tokens_per_second",
@@ -271,6 +272,7 @@ Deno.test("train and generate: flags that cannot be are told, without a stack", 
     ["train", ["--rank", "0"], 2, '--rank must be a number from 1 on, got "0"'],
     ["train", ["--steps", "2.5"], 2, '--steps must be whole, got "2.5"'],
     ["train", ["--lr"], 2, "--lr needs one value"],
+    ["train", ["--lr", ""], 2, "--lr needs one value"],
     ["train", ["--method", "qlora"], 2, "--method must be lora or dora or prompt or ptuning-v2 or"],
     ["train", ["--quantize", "int8", "--method", "full"], 2, "--method full trains them"],
     ["train", ["--device", "tpu"], 2, "--device must be auto or cpu or webgpu"],
@@ -353,10 +355,19 @@ Deno.test("train and generate: models and files that cannot be are told, without
     ["train", [...own, "--data", talk], 1, "needs chat_template.jinja"],
     ["generate", ["--adapter", `${folder}/moved`], 1, "--model says where it is now"],
     ["generate", [...own, "--adapter", folder], 1, "it is for another base model"],
+    ["generate", [...own, "--adapter", model], 1, "holds a model, no adapter"],
+    ["generate", [...own, "--adapter", `${folder}/gone`], 1, "there is no such folder"],
     ["generate", [...own, "--chat"], 1, "needs chat_template.jinja"],
   ]);
-  await Deno.remove(folder, { recursive: true });
-  await Deno.remove(model, { recursive: true });
+  // A tokenizer that is smaller by far may be another model's: no error, since models do round up.
+  const wide = await tinyModel(40000), told: string[] = [];
+  const device = await init({ device: "cpu" });
+  await loadBase(model, (text) => told.push(text));
+  assertEquals(told, []);
+  await loadBase(wide, (text) => told.push(text));
+  assert(told.length === 1 && told[0].includes("32000 tokens and the model 40000"), `${told}`);
+  await device.close();
+  for (const one of [folder, model, wide, other]) await Deno.remove(one, { recursive: true });
 });
 
 /** Commands that end with a code and one error, without a stack. */

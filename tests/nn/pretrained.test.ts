@@ -155,6 +155,12 @@ test("parts with an index are one model", async (folder) => {
   await assertRejects(() => loadModel(folder), Error, `lacks ${names[1]}, which`);
   await Deno.remove(`${folder}/model.safetensors.index.json`);
   await assertRejects(() => loadModel(folder), Error, "and neither can be opened");
+  await Deno.writeTextFile(`${folder}/pytorch_model.bin`, "");
+  await assertRejects(
+    () => loadModel(folder),
+    Error,
+    "pytorch_model.bin is there, which only Pyth",
+  );
   await Deno.remove(`${folder}/config.json`);
   await assertRejects(() => loadModel(folder), Error, "/config.json");
 });
@@ -214,6 +220,9 @@ test("sizes that do not fit the weights are listed with both shapes", async (fol
       `are those of ${folder}/config.json`,
     ]
   ) assertStringIncludes(error.message, line);
+  const packed = { quant_method: "gptq", bits: 4 };
+  await variant(folder, "gpt2", same, { quantization_config: packed });
+  await assertRejects(() => loadModel(folder), TypeError, '(quantization_config, "gptq") are not');
   await variant(folder, "gpt2", same, { n_layer: 3 });
   await assertRejects(() => loadModel(folder), Error, "transformer.h.2.attn.c_attn.weight");
 });
@@ -322,6 +331,17 @@ test("inputs and settings that cannot be are refused", async () => {
   const gpt2 = { vocab_size: 20, n_embd: 8, n_layer: 1, n_head: 2, n_positions: 4 };
   refused(() => new GPT2LMHeadModel({ ...gpt2, attn_pdrop: 1 }), "attn_pdrop must be in [0, 1)");
   refused(() => new GPT2LMHeadModel({ ...gpt2, model_type: "llama" }), 'model_type "gpt2", has');
+
+  // Tokens of another vocabulary.
+  const mistral = new MistralForCausalLM(sizes),
+    known = Int32Array.of(3, 4),
+    shape = [1, 2] as const;
+  const stray = Int32Array.of(3, 20);
+  refused(() => mistral.loss({ inputs: stray, targets: known, shape }), "index 20 at position 1");
+  refused(
+    () => mistral.loss({ inputs: known, targets: stray, shape }),
+    "target 20 at position 1 is",
+  );
 
   const ids = tensor([[3, 4, 5, 6, 7]], { dtype: "i32" });
   refused(() => new GPT2LMHeadModel(gpt2).forward(ids), "positions below n_positions, 4, got 4");

@@ -68,20 +68,26 @@ export function logitsOf(model: AnyModel): Tensor {
   return head.forward(ids());
 }
 
-/** A loss to learn by. */
-export function lossOf(model: AnyModel, task: Family["task"]): Tensor {
+/** A batch to learn from. */
+function batchOf(model: AnyModel, task: Family["task"]): object {
   if (model instanceof CausalLM) {
     const targets = tensor(ROWS.map((row) => row.map((id) => id + 1)), { dtype: "i32" });
-    return model.loss({ inputs: ids(), targets });
+    return { inputs: ids(), targets };
   }
   if (model instanceof DecoderClassifier) {
     const labels = Int32Array.of(2, 0, 1, 2), inputs = Int32Array.from(ROWS.flat());
-    return model.loss({ inputs, labels, shape: [4, 4] });
+    return { inputs, labels, shape: [4, 4] };
   }
   const labels = task === "SEQ_CLS"
     ? tensor([2, 0, 1, 2], { dtype: "i32" })
     : tensor(ROWS.map((row) => row.map((id) => id % 3)), { dtype: "i32" });
-  return model.loss({ inputs: ids(), labels });
+  return { inputs: ids(), labels };
+}
+
+/** A loss to learn by. */
+export function lossOf(model: AnyModel, task: Family["task"]): Tensor {
+  const learner: { loss(batch: never): Tensor } = model;
+  return learner.loss(batchOf(model, task) as never);
 }
 
 /** Sizes under the names of each configuration. A GPU compiles a kernel for each shape of a matrix. */
@@ -223,6 +229,20 @@ export const METHODS: Readonly<Record<string, Method>> = {
   pissa: lora(({ query }) => ({ target_modules: [query], init_lora_weights: "pissa" })),
   olora: lora(({ output }) => ({ target_modules: [output], init_lora_weights: "olora" })),
   orthogonal: lora(({ query }) => ({ target_modules: [query], init_lora_weights: "orthogonal" })),
+  eva: {
+    isPrompt: false,
+    inject: (model, { names, task }, name) =>
+      injectFromBase(
+        model,
+        {
+          r: 2,
+          target_modules: [names.query, names.output],
+          init_lora_weights: "eva",
+          task_type: task,
+        },
+        { name, batches: [batchOf(model, task)] },
+      ),
+  },
   "prompt tuning": prompt({ peft_type: "PROMPT_TUNING", num_virtual_tokens: n }),
   "p-tuning": prompt({ peft_type: "P_TUNING", num_virtual_tokens: n, encoder_hidden_size: 6 }),
   "p-tuning lstm": prompt({

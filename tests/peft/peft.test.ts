@@ -101,7 +101,9 @@ Deno.test("peft: what is not built, or cannot be, is refused by its key", () => 
     [{ modules_to_save: "lm_head" }, "modules_to_save"],
     [{ init_lora_weights: "loftq", loftq_config: { loftq_bits: 2 } }, "loftq_bits must be 4 or 8"],
     [{ init_lora_weights: "loftq", loftq_config: { loftq_iter: 0 } }, "loftq_iter"],
-    [{ init_lora_weights: "eva" }, 'not built: "pissa"'],
+    [{ init_lora_weights: "corda" }, '"corda", which takes directions from data too, is not built'],
+    [{ init_lora_weights: "eva", eva_config: { rho: 0.5 } }, "eva_config: rho must be a number"],
+    [{ init_lora_weights: "eva", eva_config: { whiten: 1 } }, "eva_config: whiten must be true or"],
     [{ init_lora_weights: "orthogonal", r: 3 }, "even ranks"],
     [{ use_dora: true, lora_bias: true }, "lora_bias"],
     [{ r: 0 }, "r must be"],
@@ -225,6 +227,27 @@ forEachDevice(
     assert(apart(await logits(model), adapted) === 0 && model.trainable().length === 0);
     unload(model);
 
+    // What JSON does not tell apart, and what an older PEFT left out, is written as it was.
+    const path = `${folder}/adapter_config.json`;
+    const newest = await Deno.readTextFile(path);
+    const older = newest.replace(
+      '"alpha_pattern": {}',
+      '"alpha_pattern": {\n    "o_proj": 16.0\n  }',
+    )
+      .replace('"lora_alpha": 8', '"lora_alpha": 8.0').replace(
+        '"lora_dropout": 0.0',
+        '"lora_dropout": 1e-05',
+      )
+      .replace(/ {2}"(peft_version|kasa_config|lora_ga_config)".*\n/g, "");
+    assertEquals(older.split("\n").length, newest.split("\n").length + 2 - 3);
+    await Deno.writeTextFile(path, older);
+    const { lora_alpha } = await loadAdapter(model, folder) as LoraConfig;
+    assertEquals(lora_alpha, 8);
+    await saveAdapter(model, `${folder}/again`);
+    assertEquals(await Deno.readTextFile(`${folder}/again/adapter_config.json`), older);
+    unload(model);
+    await Deno.writeTextFile(path, newest);
+
     // Another model: all that does not fit is listed.
     const other = new LlamaForCausalLM({ ...config, hidden_size: 8, num_hidden_layers: 4 });
     const error = await assertRejects(() => loadAdapter(other, folder), Error);
@@ -251,6 +274,10 @@ forEachDevice(
     await assertRejects(() => loadAdapter(model, folder), Error, "truncated");
     await Deno.remove(`${folder}/adapter_model.safetensors`);
     await assertRejects(() => loadAdapter(model, folder), Error, "adapter_model.safetensors");
+    await Deno.writeTextFile(`${folder}/adapter_model.bin`, "");
+    await assertRejects(() => loadAdapter(model, folder), Error, "load the adapter with PEFT");
+    await Deno.rename(`${folder}/adapter_config.json`, `${folder}/config.json`);
+    await assertRejects(() => loadAdapter(model, folder), Error, "holds a model, no adapter");
     await Deno.remove(folder, { recursive: true });
   },
 );

@@ -309,6 +309,7 @@ Deno.test("prompts: starts, and the options that contradict them", async () => {
     [written, {}, "needs the option tokens"],
     [METHODS.encoder[0], { tokens: text }, "does not start from tokens"],
     [prompt, { name: "a.b" }, "an adapter's name"],
+    [prompt, { name: "__base__" }, 'not "__base__", got "__base__"'],
     [{ ...prompt, modules_to_save: ["heads"] }, {}, "names no module of LlamaForCausalLM"],
   ];
   for (const [config, options, part] of bad) {

@@ -10,11 +10,15 @@ import {
   deleteAdapter,
   describeParameters,
   inject,
+  layerStatus,
+  loadAdapter,
   LoraLinear,
   merge,
   mergeAndUnload,
+  saveAdapters,
   setActive,
   setTrainable,
+  unload,
   unmerge,
   withAdapters,
   withoutAdapters,
@@ -66,6 +70,18 @@ forEachDevice("peft: adapters are attached, active and trained apart; rows mix t
   setTrainable(model, "q_proj");
   assertEquals(adapterStatus(model).active, ["lora"]);
   assertEquals(adapterStatus(model).trainable, ["q_proj"]);
+  const at = (path: string) => ({ path: `model.layers.0.self_attn.${path}`, kind: "LoraLinear" });
+  assertEquals(layerStatus(model), [
+    {
+      ...at("q_proj"),
+      attached: ["lora", "q_proj", "weight"],
+      active: ["lora"],
+      trainable: ["q_proj"],
+      merged: [],
+    },
+    { ...at("v_proj"), attached: ["q_proj"], active: [], trainable: ["q_proj"], merged: [] },
+    { path: "lm_head", kind: "Own", attached: ["weight"], active: [], trainable: [], merged: [] },
+  ]);
   for (const name of ["lora", "q_proj", "weight"]) moved(model, name);
   const outputs: Record<string, Float32Array> = { __base__: base };
   for (const name of ["lora", "q_proj", "weight"]) {
@@ -86,6 +102,20 @@ forEachDevice("peft: adapters are attached, active and trained apart; rows mix t
     RangeError,
     "2 adapters for a batch of 2 rows",
   );
+  // In files as in memory: names are folders, and in no key.
+  const folder = await Deno.makeTempDir();
+  addAdapter(model, { r: 2, target_modules: ["k_proj"] });
+  const folders = await saveAdapters(model, folder);
+  assertEquals(folders.get("default"), folder);
+  const again = fresh();
+  for (const [name, own] of folders) {
+    assertEquals(own, name === "default" ? folder : `${folder}/${name}`);
+    await loadAdapter(again, own, { name });
+    if (name !== "default") assert(apart(await logits(again), outputs[name]) < 1e-6, name);
+  }
+  await assertRejects(() => saveAdapters(unload(again), folder), Error, "has no adapter");
+  await Deno.remove(folder, { recursive: true });
+  deleteAdapter(model, "default");
   // The order of merges does not matter, and deleting one leaves the others.
   const orders: Float32Array[] = [];
   for (const names of [["lora", "q_proj"], ["q_proj", "lora"]]) {
