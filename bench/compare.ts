@@ -39,6 +39,8 @@ export interface Effort {
 
 /** How far values may be from graft's, relative to the larger. */
 const TOLERANCE = 2e-3;
+/** Milliseconds that a training step is repeated for before it is measured. */
+const WARMING = 4000;
 /** Training goes different ways after a while; so many losses are compared. */
 const COMPARED = 5;
 
@@ -87,6 +89,9 @@ export class Sides {
         const { ms } = first < effort.budget / 2
           ? await process.ask({ ask: "run", times: 1 })
           : { ms: first };
+        // Engines compile what runs often, and training runs for long: what counts comes after that.
+        const warming = fresh ? Math.floor(WARMING / ms!) : 0;
+        if (warming > 0) await process.ask({ ask: "run", times: warming });
         const reps = Math.min(200, Math.max(1, Math.round(effort.sample / ms!)));
         runners.push({ label, process, first: opened! + first, reps });
         samples.set(label, []);

@@ -14,7 +14,7 @@ export interface Work {
   sync?(): Promise<void>;
   /** Numbers that sum up the results, for comparison: losses of the steps taken, or {@linkcode power}. */
   value(): Promise<readonly number[]>;
-  /** Milliseconds of a run in which the host recorded, looked up and submitted; median of the runs. */
+  /** Milliseconds of a run in which the host recorded, looked up and submitted; median of later runs. */
   host?(): number;
   /** Gives memory back. */
   close?(): void;

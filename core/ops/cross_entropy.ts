@@ -1,4 +1,4 @@
-import { customFunction } from "../autograd.ts";
+import { customFunctions } from "../autograd.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { iota } from "./iota.ts";
@@ -29,12 +29,16 @@ export function crossEntropy(
   }
   checkTargets("crossEntropy", targets, logits.shape[0], logits.shape[1], ignoreIndex);
   const valid = targets.ne(ignoreIndex); // [N]
-  const losses = customFunction(
+  // The log-sum-exp is handed out beside the losses, so that the gradient does not sum again.
+  const [losses] = customFunctions(
     [logits],
-    ([logits]) => rowLosses(logits, targets, valid).losses,
-    ({ g, inputs: [logits] }) => {
+    ([logits]) => {
+      const { losses, lse } = rowLosses(logits, targets, valid);
+      return [losses, lse];
+    },
+    ({ g, inputs: [logits], outs: [, lse] }) => {
       const scale = where(valid, g, 0).unsqueeze(1); // [N, 1]
-      return [logitsGradient(logits, logits.logsumexp(1, true), targets).mul(scale)];
+      return [logitsGradient(logits, lse, targets).mul(scale)];
     },
   );
   if (reduction === "none") return losses;
