@@ -17,9 +17,11 @@ export { type Answer, type AnswerBatch, answerBatch, type AnswerRoom } from "./a
 export {
   type Experience,
   type ExperienceOptions,
+  gatherExperience,
   klOf,
   makeExperience,
   type ObjectiveMetrics,
+  type Ranks,
 } from "./experience.ts";
 export {
   AdaptiveKL,
