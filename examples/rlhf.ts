@@ -27,13 +27,13 @@ const HELP = `Fine-tuning, a reward model and PPO, one after the other, on stori
   --rankings FILE     a person's ranks of the answers, in place of the rule's
   --until STAGE       end after sft, answers, reward, ppo or ppo-ptx  (ppo-ptx)
   --sft-steps N       steps of fine-tuning                            (30)
-  --prompts N         prompts with 4 answers each to rank             (256)
+  --prompts N         prompts with 4 answers each to rank             (512)
   --held-out N        prompts to measure every policy on              (64)
   --reward-epochs N   times the reward model sees them                (2)
   --ppo-steps N       rollouts that PPO learns from                   (7)
-  --rollouts N        answers in each, an even number                 (32)
+  --rollouts N        answers in each, an even number                 (64)
   --ppo-lr X          learning rate of PPO                            (0.0005)
-  --beta X            coefficient of the KL penalty at the start      (0.5)
+  --beta X            coefficient of the KL penalty at the start      (0.7)
   --kl-target X       KL to steer to, in nats an answer               (6)
   --kl-limit X        KL at which a run stops, in nats an answer      (40)
   --ptx X             weight of PPO-ptx's loss                        (0.3)
@@ -281,13 +281,13 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     rankings: (flags.rankings ?? "") as string,
     until: word("until", STAGES),
     sftSteps: whole("sft-steps", 30, 1),
-    prompts: whole("prompts", 256, 16),
+    prompts: whole("prompts", 512, 16),
     heldOut: whole("held-out", 64, 4),
     rewardEpochs: whole("reward-epochs", 2, 1),
     ppoSteps: whole("ppo-steps", 7, 1),
-    rollouts: whole("rollouts", 32, 2),
+    rollouts: whole("rollouts", 64, 2),
     ppoLr: number("ppo-lr", 0.0005, 0),
-    beta: number("beta", 0.5, 0),
+    beta: number("beta", 0.7, 0),
     klTarget: number("kl-target", 6, 1e-6),
     klLimit: number("kl-limit", 40, 0),
     ptx: number("ptx", 0.3, 0),

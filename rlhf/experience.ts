@@ -84,7 +84,7 @@ export function makeExperience(
 }
 
 /** The ranks of a job, as {@linkcode gatherExperience} needs them. */
-export interface Ranks {
+export interface JobRanks {
   /** This rank, from 0. */
   readonly rank: number;
   /** The values that all ranks give, by rank; a value is what JSON can say. */
@@ -131,7 +131,7 @@ interface Share {
  * ```
  */
 export async function gatherExperience(
-  ranks: Ranks,
+  ranks: JobRanks,
   rollouts: readonly Rollout[],
   scores: ArrayLike<number>,
   options: ExperienceOptions = {},

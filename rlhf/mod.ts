@@ -18,10 +18,10 @@ export {
   type Experience,
   type ExperienceOptions,
   gatherExperience,
+  type JobRanks,
   klOf,
   makeExperience,
   type ObjectiveMetrics,
-  type Ranks,
 } from "./experience.ts";
 export {
   AdaptiveKL,

@@ -10,10 +10,10 @@ import {
   accumulatePtx,
   AdaptiveKL,
   gatherExperience,
+  type JobRanks,
   makeExperience,
   ppoBatch,
   ppoLoss,
-  type Ranks,
   type Rollout,
   ValueModel,
 } from "@graft/ml/rlhf";
@@ -59,7 +59,7 @@ const TEXTS = [[1, 8, 9, -100], [1, 5, 6, 7], [1, 3, 4, 2], [1, 9, 2, -100]].map
   shape: [1, 4] as const,
 }));
 
-function ranksOf(group: ProcessGroup): Ranks {
+function ranksOf(group: ProcessGroup): JobRanks {
   return { rank: group.rank, gather: (value) => allGatherValues(group, value) };
 }
 
