@@ -114,7 +114,7 @@ export function parallelChart(
       type: categories ? "category" : log ? "log" : "value",
       ...(categories ? { data: categories } : {}),
       ...(range ? { min: range[0], max: range[1] } : { scale: true }),
-      axisLabel: { formatter: label },
+      axisLabel: { formatter: label, ...(categories ? wrapped(96) : {}) },
     })),
     visualMap: {
       show: false,
@@ -133,13 +133,20 @@ function axis({ name, log, categories }: AxisOptions): Record<string, unknown> {
     ...(categories ? { data: categories } : {}),
     name,
     nameLocation: "middle",
-    axisLabel: { formatter: label },
+    axisLabel: { formatter: label, ...(categories ? wrapped(440 / categories.length) : {}) },
   };
 }
 
-/** Numbers without the digits that arithmetic leaves behind. */
+/** Numbers without the digits that arithmetic leaves behind; lists may be broken into lines. */
 function label(value: number | string): string {
-  return typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
+  return typeof value === "number"
+    ? String(Number(value.toPrecision(4)))
+    : value.replaceAll(/,(?=\S)/g, ", ");
+}
+
+/** Every category has its label, whatever its length. */
+function wrapped(width: number): Record<string, unknown> {
+  return { interval: 0, width, overflow: "break" };
 }
 
 function figure(title: string, option: Record<string, unknown>): string {

@@ -13,7 +13,8 @@ import { type RankedAnswers, readRankings, type Reward, RewardModel } from "@gra
 import { writeWhole } from "./charts.ts";
 import { Progress } from "./log.ts";
 import { runPPO } from "./rlhf/ppo.ts";
-import { writeReport } from "./rlhf/report.ts";
+import { measureBest } from "./rlhf/measure.ts";
+import { results, writeReport } from "./rlhf/report.ts";
 import { type Answered, rankedByRule, sampleRanked, trainReward } from "./rlhf/reward.ts";
 import { fineTune } from "./rlhf/sft.ts";
 import { type Figures, type Host, isThere, Stopped } from "./rlhf/stage.ts";
@@ -26,13 +27,13 @@ const HELP = `Fine-tuning, a reward model and PPO, one after the other, on stori
   --rankings FILE     a person's ranks of the answers, in place of the rule's
   --until STAGE       end after sft, answers, reward, ppo or ppo-ptx  (ppo-ptx)
   --sft-steps N       steps of fine-tuning                            (30)
-  --prompts N         prompts with 4 answers each to rank             (256)
+  --prompts N         prompts with 4 answers each to rank             (512)
   --held-out N        prompts to measure every policy on              (64)
   --reward-epochs N   times the reward model sees them                (2)
   --ppo-steps N       rollouts that PPO learns from                   (7)
-  --rollouts N        answers in each, an even number                 (32)
+  --rollouts N        answers in each, an even number                 (64)
   --ppo-lr X          learning rate of PPO                            (0.0005)
-  --beta X            coefficient of the KL penalty at the start      (0.5)
+  --beta X            coefficient of the KL penalty at the start      (0.7)
   --kl-target X       KL to steer to, in nats an answer               (6)
   --kl-limit X        KL at which a run stops, in nats an answer      (40)
   --ptx X             weight of PPO-ptx's loss                        (0.3)
@@ -103,7 +104,12 @@ async function run(settings: Settings): Promise<void> {
     log.note("reading the texts");
     const texts = await readTexts(tokenizer, settings.prompts, settings.heldOut);
     const host = { log, stopped: () => stopped };
-    await stages({ ...host, settings, base, tokenizer, texts, summaries: {} });
+    const recipe: Recipe = { ...host, settings, base, tokenizer, texts, summaries: {} };
+    try {
+      await stages(recipe);
+    } finally { // what has been done is drawn, however it ended
+      log.line(`wrote ${await writeReport(settings, recipe.summaries)}`);
+    }
     log.line(`done in ${log.elapsed()}; everything is in ${out}`);
   } finally {
     Deno.removeSignalListener("SIGINT", stop);
@@ -124,14 +130,17 @@ async function stages(recipe: Recipe): Promise<void> {
     `answers: ${answered.length} prompts with ${answered[0].answers.length} each, in ${path}`,
   );
   if (until === "answers") return;
-  await once("reward", recipe, async () => {
-    const groups = await ranked(answered, settings.rankings);
-    return await trainReward(sft, rewardFolder, groups, texts, settings, recipe);
-  });
+  const groups = await ranked(answered, settings);
+  await once(
+    "reward",
+    recipe,
+    () => trainReward(sft, rewardFolder, groups, texts, settings, recipe),
+  );
   if (until === "reward") return;
 
   const model = await RewardModel.fromPretrained(sft, { adapter: rewardFolder });
   const reward: Reward = (answers) => model.reward(answers, { batch: 32 });
+  await once("best-of-n", recipe, () => measureBest(sft, reward, texts, tokenizer, recipe));
   for (const [stage, ptx] of [["ppo", 0], ["ppo-ptx", settings.ptx]] as const) {
     await once(
       stage,
@@ -140,9 +149,7 @@ async function stages(recipe: Recipe): Promise<void> {
     );
     if (until === stage) break;
   }
-  const table = results(recipe.summaries);
-  log.line(`\n${aligned(table)}\n`);
-  log.line(`wrote ${await writeReport(out, table, recipe.summaries)}`);
+  log.line(`\n${aligned(results(recipe.summaries))}\n`);
 }
 
 /** Runs a stage unless a run before has ended it, and keeps its figures. */
@@ -150,6 +157,7 @@ async function once(name: string, recipe: Recipe, stage: () => Promise<Figures>)
   const { settings, log, summaries } = recipe;
   const path = `${settings.out}/${name}/done.json`;
   const isDone = await isThere(path);
+  await Deno.mkdir(`${settings.out}/${name}`, { recursive: true });
   const figures: Figures = isDone ? JSON.parse(await Deno.readTextFile(path)) : await stage();
   if (!isDone) await writeWhole(path, `${JSON.stringify(figures, null, 2)}\n`);
   summaries[name] = figures;
@@ -157,43 +165,36 @@ async function once(name: string, recipe: Recipe, stage: () => Promise<Figures>)
   log.line(`${name}: ${isDone ? "done before" : `done at ${log.elapsed()}`}: ${shown.join(", ")}`);
 }
 
-/** The answers with the ranks that a person gave, or the rule gives. */
-async function ranked(answered: readonly Answered[], file: string): Promise<RankedAnswers[]> {
-  const ranks = file === ""
-    ? new Map(answered.map((a) => [a.id, rankedByRule(a)]))
-    : await readRankings(file, answered);
+/**
+ * The answers with the ranks that a person gave, or the rule gives. A reward model that has begun goes on
+ * with its own, which stand in its folder.
+ */
+async function ranked(
+  answered: readonly Answered[],
+  { out, rankings }: Settings,
+): Promise<RankedAnswers[]> {
+  const path = `${out}/reward/ranks.jsonl`;
+  const given = rankings === "" ? null : await readRankings(rankings, answered);
+  const hasBegun = await isThere(`${out}/reward/checkpoint.safetensors`);
+  const kept = hasBegun ? await readRankings(path, answered) : null;
+  const asText = (ranks: ReadonlyMap<string, readonly number[]>): string =>
+    answered.filter(({ id }) => ranks.has(id))
+      .map(({ id }) => `${JSON.stringify({ id, ranks: ranks.get(id) })}\n`).join("");
+  if (given && kept && asText(given) !== asText(kept)) {
+    throw new Error(
+      `the reward model in ${out}/reward learns from other ranks than those in ${rankings}: choose ` +
+        `another --out, or remove ${out}/reward and what came of it: best-of-n, ppo and ppo-ptx`,
+    );
+  }
+  const ranks = given ?? kept ?? new Map(answered.map((a) => [a.id, rankedByRule(a)]));
+  if (!kept) {
+    await Deno.mkdir(`${out}/reward`, { recursive: true });
+    await writeWhole(path, asText(ranks));
+  }
   return answered.flatMap(({ id, promptTokens: prompt, tokens: answers }) => {
     const own = ranks.get(id);
     return own ? [{ prompt, answers, ranks: own }] : [];
   });
-}
-
-/** What came of it: a head, and a row for each policy. */
-function results(summaries: Readonly<Record<string, Figures>>): string[][] {
-  const signed = (x: number): string => `${x < 0 ? "" : "+"}${x.toFixed(3)}`;
-  const row = (name: string, f: Figures): string[] => [
-    name,
-    f.rule.toFixed(2),
-    f.rule_std_before > 0 ? signed((f.rule - f.rule_before) / f.rule_std_before) : "-",
-    f.reward.toFixed(2),
-    f.kl.toFixed(2),
-    f.general_loss.toFixed(3),
-    signed(f.general_loss - f.general_loss_before),
-  ];
-  const { ppo, "ppo-ptx": ptx } = summaries;
-  const start = {
-    ...ppo,
-    rule: ppo.rule_before,
-    reward: ppo.reward_before,
-    kl: ppo.kl_before,
-    general_loss: ppo.general_loss_before,
-  };
-  return [
-    ["policy", "rule's score", "in its deviations", "reward", "KL", "general loss", "rise"],
-    row("fine-tuned", start),
-    row("PPO", ppo),
-    ...ptx ? [row("PPO-ptx", ptx)] : [],
-  ];
 }
 
 /** Cells in columns. */
@@ -202,22 +203,43 @@ function aligned(rows: readonly (readonly string[])[]): string {
   return rows.map((row) => row.map((cell, i) => cell.padEnd(widths[i])).join("  ")).join("\n");
 }
 
+/** What a run leaves in each stage's folder for another that resumes it. */
+const LEFT = [
+  "checkpoint.safetensors",
+  "done.json",
+  "metrics.jsonl",
+  "ranks.jsonl",
+  "samples.json",
+];
+
 /** Settings of a fresh run are kept for those that resume it; what a run before left goes. */
 async function begin(settings: Settings): Promise<void> {
-  const { out, resume } = settings;
-  if (resume) return;
-  for (const name of ["sft", "reward", "ppo", "ppo-ptx"]) {
-    for (const file of ["checkpoint.safetensors", "done.json", "metrics.jsonl"]) {
-      await Deno.remove(`${out}/${name}/${file}`).catch(() => {});
+  const { out, resume, rankings } = settings;
+  // A person's work should not fail after minutes of the machine's, or find its answers gone.
+  if (rankings !== "") {
+    await Deno.readTextFile(rankings).catch((error) => {
+      throw new Error(`--rankings: cannot read ${rankings}: ${error.message}`);
+    });
+    if (!resume && await isThere(`${out}/answers.jsonl`)) {
+      throw new UsageError(
+        `there are answers in ${out} already, which ${rankings} may rank: go on with --resume, or ` +
+          "choose another --out to sample anew",
+      );
     }
+  }
+  if (resume) return;
+  for (const name of ["sft", "reward", "best-of-n", "ppo", "ppo-ptx"]) {
+    for (const file of LEFT) await Deno.remove(`${out}/${name}/${file}`).catch(() => {});
   }
   await Deno.remove(`${out}/answers.jsonl`).catch(() => {});
   await Deno.mkdir(out, { recursive: true });
   await writeWhole(`${out}/settings.json`, `${JSON.stringify(settings, null, 2)}\n`);
 }
 
+/** Flags that are of one run alone; a resumed one does not have them from the first. */
+const OWN: readonly string[] = ["rankings", "until", "out", "resume"];
 /** Flags that a resumed run may change. */
-const MAY_CHANGE: readonly string[] = ["rankings", "until", "device", "klLimit", "out", "resume"];
+const MAY_CHANGE: readonly string[] = ["device", "klLimit"];
 
 /** What the flags say, or null where they ask for help. A resumed run keeps to its first flags. */
 async function parseFlags(args: string[]): Promise<Settings | null> {
@@ -259,13 +281,13 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     rankings: (flags.rankings ?? "") as string,
     until: word("until", STAGES),
     sftSteps: whole("sft-steps", 30, 1),
-    prompts: whole("prompts", 256, 16),
+    prompts: whole("prompts", 512, 16),
     heldOut: whole("held-out", 64, 4),
     rewardEpochs: whole("reward-epochs", 2, 1),
     ppoSteps: whole("ppo-steps", 7, 1),
-    rollouts: whole("rollouts", 32, 2),
+    rollouts: whole("rollouts", 64, 2),
     ppoLr: number("ppo-lr", 0.0005, 0),
-    beta: number("beta", 0.5, 0),
+    beta: number("beta", 0.7, 0),
     klTarget: number("kl-target", 6, 1e-6),
     klLimit: number("kl-limit", 40, 0),
     ptx: number("ptx", 0.3, 0),
@@ -294,8 +316,9 @@ async function resumed(
   }
   const result: Record<string, unknown> = { ...settings };
   for (const [key, value] of Object.entries(first)) {
-    if (MAY_CHANGE.includes(key)) continue;
+    if (OWN.includes(key)) continue;
     const flag = key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    if (flags[flag] !== undefined && MAY_CHANGE.includes(key)) continue;
     if (flags[flag] !== undefined && result[key] !== value) {
       throw new UsageError(
         `the run in ${settings.out} began with --${flag} ${value}, which --resume cannot change`,

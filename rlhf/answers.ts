@@ -22,8 +22,6 @@ export interface AnswerRoom {
   readonly total?: number;
   /** Tokens of the longest answer. Default: the batch's, in sixteens. */
   readonly answer?: number;
-  /** The model's context: sixteens stay within. Default: no limit. */
-  readonly longest?: number;
 }
 
 /**
@@ -45,6 +43,8 @@ export interface AnswerBatch {
   readonly mask: Tensor;
   /** How many tokens the answers have. */
   readonly count: number;
+  /** Tokens of the longest prompt and its answer together. */
+  readonly longest: number;
 }
 
 /**
@@ -62,8 +62,8 @@ export function answerBatch(answers: readonly Answer[], room: AnswerRoom = {}): 
     }
   });
   const rows = answers.length;
-  const most = Math.max(...answers.map((a) => a.prompt.length + a.tokens.length));
-  const total = room.total ?? Math.max(most, Math.min(sixteens(most), room.longest ?? Infinity));
+  const longest = Math.max(...answers.map((a) => a.prompt.length + a.tokens.length));
+  const total = room.total ?? sixteens(longest);
   const length = room.answer ?? sixteens(Math.max(...answers.map((a) => a.tokens.length)));
   const width = total - 1; // the last token is read by nobody
   const ids = new Int32Array(rows * width);
@@ -95,6 +95,7 @@ export function answerBatch(answers: readonly Answer[], room: AnswerRoom = {}): 
     tokens: tensor(tokens),
     mask: tensor(mask, { shape: [rows, length] }).ne(0),
     count,
+    longest,
   };
 }
 

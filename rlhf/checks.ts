@@ -4,12 +4,22 @@
  * @module
  */
 
+import type { CausalLM } from "../nn/mod.ts";
+
 /** What rows have to fit: a part of a model's configuration. */
 export interface RowLimits {
   /** Longest sequence, in tokens. */
   readonly max_position_embeddings: number;
   /** Tokens in the vocabulary. */
   readonly vocab_size: number;
+}
+
+/** What rows of a model have to fit: a soft prompt takes its tokens off the context. */
+export function rowLimits({ config, prompt }: CausalLM): RowLimits {
+  return {
+    vocab_size: config.vocab_size,
+    max_position_embeddings: config.max_position_embeddings - (prompt?.length ?? 0),
+  };
 }
 
 /**

@@ -8,7 +8,7 @@ import { noGrad, type Tensor, where } from "../core/mod.ts";
 import type { CausalLM } from "../nn/mod.ts";
 import { adapterStatus, withAdapters } from "../peft/mod.ts";
 import { type Answer, type AnswerBatch, answerBatch, type AnswerRoom } from "./answers.ts";
-import { checkAbove0, checkTokens } from "./checks.ts";
+import { checkAbove0, checkTokens, rowLimits } from "./checks.ts";
 import { evaluating } from "./modes.ts";
 import { policyPass } from "./policy_pass.ts";
 
@@ -115,8 +115,7 @@ export function dpoLoss(
   const of = (side: "chosen" | "rejected"): Answer[] =>
     pairs.map((pair) => ({ prompt: pair.prompt, tokens: pair[side], ended: true }));
   // Chosen and rejected in one pass: rows of one batch.
-  const longest = model.config.max_position_embeddings;
-  const batch = answerBatch([...of("chosen"), ...of("rejected")], { longest, ...room });
+  const batch = answerBatch([...of("chosen"), ...of("rejected")], room);
   const policy = answerLogprobs(model, batch); // [2B]
   const ratios = policy.sub(referenceLogprobs(model, reference, batch)); // log π / π_ref
   const [chosen, rejected] = ratios.split(pairs.length); // [B] each
@@ -173,7 +172,7 @@ function checkReference(model: CausalLM, reference: CausalLM | readonly string[]
   );
 }
 
-function checkPairs(pairs: readonly PreferencePair[], { config }: CausalLM): void {
+function checkPairs(pairs: readonly PreferencePair[], model: CausalLM): void {
   if (pairs.length === 0) throw new RangeError("dpoLoss: needs at least one pair");
   pairs.forEach(({ prompt, chosen, rejected }, i) => {
     for (const [name, tokens] of Object.entries({ prompt, chosen, rejected })) {
@@ -189,6 +188,6 @@ function checkPairs(pairs: readonly PreferencePair[], { config }: CausalLM): voi
   });
   for (const side of ["chosen", "rejected"] as const) {
     const rows = pairs.map((pair) => [...pair.prompt, ...pair[side]]);
-    checkTokens("dpoLoss", `the ${side} answer of pair`, rows, config);
+    checkTokens("dpoLoss", `the ${side} answer of pair`, rows, rowLimits(model));
   }
 }

@@ -83,6 +83,103 @@ export function makeExperience(
   return { rows, metrics: objective(rows, beta) };
 }
 
+/** The ranks of a job, as {@linkcode gatherExperience} needs them. */
+export interface JobRanks {
+  /** This rank, from 0. */
+  readonly rank: number;
+  /** The values that all ranks give, by rank; a value is what JSON can say. */
+  gather<T>(value: T): Promise<T[]>;
+}
+
+/** What ranks tell each other of their rollouts, or what is wrong with them. */
+interface Share {
+  readonly fault: string | null;
+  readonly rows: readonly {
+    readonly score: number;
+    readonly ended: boolean;
+    readonly logprobs: readonly number[];
+    readonly refLogprobs: readonly number[];
+    readonly values: readonly number[];
+  }[];
+}
+
+/**
+ * {@linkcode makeExperience} over the rollouts of all ranks, which each rank calls with its own: advantages
+ * are whitened over the tokens of all, and the metrics are those of all answers, so that every rank
+ * steers β alike. Gives this rank's rows.
+ *
+ * Throws as {@linkcode makeExperience} does, on every rank and with the first rank at fault; and what
+ * `gather` throws.
+ *
+ * @example
+ * ```ts
+ * import { allGatherValues, singleGroup } from "@graft/ml/dist";
+ * import { gatherExperience, type Rollout } from "@graft/ml/rlhf";
+ *
+ * const group = singleGroup(); // in a program: await initProcessGroup()
+ * const ranks = {
+ *   rank: group.rank,
+ *   gather: <T>(value: T) => allGatherValues(group, value, { label: "rollouts" }),
+ * };
+ * const of = (...x: number[]) => Float32Array.from(x);
+ * const rollout: Rollout = {
+ *   prompt: [1], tokens: [5, 2], ended: true,
+ *   logprobs: of(-1, -2), refLogprobs: of(-1, -1), entropy: of(1, 1), values: of(0, 0),
+ * };
+ * const { rows, metrics } = await gatherExperience(ranks, [rollout], [1]);
+ * console.log(rows.length, metrics["objective/kl"]); // 1 -1
+ * ```
+ */
+export async function gatherExperience(
+  ranks: JobRanks,
+  rollouts: readonly Rollout[],
+  scores: ArrayLike<number>,
+  options: ExperienceOptions = {},
+): Promise<{ rows: Experience[]; metrics: ObjectiveMetrics }> {
+  const fault = faultOf(rollouts, scores);
+  const own: Share = {
+    fault,
+    rows: fault !== null ? [] : rollouts.map(({ ended, ...row }, b) => ({
+      score: scores[b],
+      ended,
+      logprobs: Array.from(row.logprobs),
+      refLogprobs: Array.from(row.refLogprobs),
+      values: Array.from(row.values),
+    })),
+  };
+  const shares = await ranks.gather(own);
+  const broken = shares.findIndex((share) => share.fault !== null);
+  if (broken >= 0) throw new RangeError(`rank ${broken}: ${shares[broken].fault}`);
+  const all = shares.flatMap((share) => share.rows);
+  const { rows, metrics } = makeExperience(
+    all.map(({ ended, logprobs, refLogprobs, values }): Rollout => ({
+      prompt: [],
+      tokens: [],
+      ended,
+      logprobs: Float32Array.from(logprobs),
+      refLogprobs: Float32Array.from(refLogprobs),
+      entropy: new Float32Array(),
+      values: Float32Array.from(values),
+    })),
+    all.map(({ score }) => score),
+    options,
+  );
+  const from = shares.slice(0, ranks.rank).reduce((sum, share) => sum + share.rows.length, 0);
+  return { rows: rollouts.map((rollout, b) => ({ ...rows[from + b], ...rollout })), metrics };
+}
+
+/** What is wrong with rollouts or scores, in words. */
+function faultOf(rollouts: readonly Rollout[], scores: ArrayLike<number>): string | null {
+  try {
+    checkRollouts(rollouts);
+    checkScores("gatherExperience", scores, rollouts.length);
+    return null;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return error.message;
+  }
+}
+
 function checkRollouts(rollouts: readonly Rollout[]): void {
   if (rollouts.length === 0) throw new RangeError("makeExperience: needs at least one rollout");
   rollouts.forEach(({ logprobs, refLogprobs, values }, b) => {

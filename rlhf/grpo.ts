@@ -8,7 +8,7 @@ import { noGrad, type Tensor, tensor, where } from "../core/mod.ts";
 import type { CausalLM } from "../nn/mod.ts";
 import type { PerToken } from "./advantages.ts";
 import { type Answer, answerBatch, type AnswerRoom, padded } from "./answers.ts";
-import { checkTokens } from "./checks.ts";
+import { checkTokens, rowLimits } from "./checks.ts";
 import { policyPass } from "./policy_pass.ts";
 import { maskedMean, policyLoss } from "./ppo_losses.ts";
 import { checkScores } from "./scores.ts";
@@ -148,7 +148,7 @@ export function grpoLoss(
 ): GRPOLoss {
   const { clip, beta = 0, temperature, count, room } = options;
   checkRows(rows, beta, model);
-  const batch = answerBatch(rows, { longest: model.config.max_position_embeddings, ...room });
+  const batch = answerBatch(rows, room);
   const { mask, length } = batch;
   const { logprobs, entropy } = policyPass(model, batch, { temperature });
   const per = (key: "logprobs" | "refLogprobs"): Tensor =>
@@ -181,7 +181,7 @@ function klEstimate(logprobs: Tensor, refLogprobs: Tensor, mask: Tensor): Tensor
   return d.exp().sub(d).sub(1);
 }
 
-function checkRows(rows: readonly GRPORow[], beta: number, { config }: CausalLM): void {
+function checkRows(rows: readonly GRPORow[], beta: number, model: CausalLM): void {
   if (!(beta >= 0 && beta < Infinity)) {
     throw new RangeError(`grpoLoss: beta must be 0 or more, got ${beta}`);
   }
@@ -208,6 +208,6 @@ function checkRows(rows: readonly GRPORow[], beta: number, { config }: CausalLM)
     "grpoLoss",
     "row",
     rows.map(({ prompt, tokens }) => [...prompt, ...tokens]),
-    config,
+    rowLimits(model),
   );
 }

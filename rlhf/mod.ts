@@ -17,6 +17,8 @@ export { type Answer, type AnswerBatch, answerBatch, type AnswerRoom } from "./a
 export {
   type Experience,
   type ExperienceOptions,
+  gatherExperience,
+  type JobRanks,
   klOf,
   makeExperience,
   type ObjectiveMetrics,

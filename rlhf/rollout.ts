@@ -15,6 +15,7 @@ import {
   type AnswerRoom,
   perAnswer,
 } from "./answers.ts";
+import { checkTokens, rowLimits } from "./checks.ts";
 import { evaluating } from "./modes.ts";
 import { type PolicyPass, policyPass, TEMPERATURE } from "./policy_pass.ts";
 import type { ValueModel } from "./value_model.ts";
@@ -75,7 +76,8 @@ export interface MeasureOptions {
  * What policy, reference and value model say of answers, sampled or given. The reference policy is the
  * same model with its adapters off: no second copy.
  *
- * Throws as {@linkcode answerBatch} does.
+ * Throws a `RangeError` as {@linkcode answerBatch} does, and where an answer is longer than the context with
+ * its prompt, or has a token outside the vocabulary.
  */
 export async function measureAnswers(
   model: CausalLM,
@@ -87,6 +89,8 @@ export async function measureAnswers(
   const now = (batch: AnswerBatch): PolicyPass => policyPass(model, batch, { value, temperature });
   const reference = (batch: AnswerBatch): PolicyPass =>
     withoutAdapters(model, () => policyPass(model, batch, { temperature }));
+  const tokens = answers.map((answer) => [...answer.prompt, ...answer.tokens]);
+  checkTokens("measureAnswers", "answer", tokens, rowLimits(model));
   for (let at = 0; at < answers.length; at += size) {
     const rows = answers.slice(at, at + size);
     const batch = answerBatch(rows, room);

@@ -26,10 +26,11 @@ export function checkScores(
       `${what}: needs a score for each of ${count} answers, got ${scores?.length ?? scores}`,
     );
   }
-  const all = Float64Array.from(scores);
+  // Not by what it converts to: JSON has null for NaN, and that would be 0.
+  const all = Array.from(scores);
   const bad = all.findIndex((score) => !Number.isFinite(score));
   if (bad >= 0) {
-    throw new RangeError(`${what}: the score of answer ${bad} must be finite, got ${scores[bad]}`);
+    throw new RangeError(`${what}: the score of answer ${bad} must be finite, got ${all[bad]}`);
   }
-  return all;
+  return Float64Array.from(all);
 }

@@ -7,6 +7,7 @@
 import type { Tensor } from "../core/mod.ts";
 import { IGNORED_TARGET } from "../data/mod.ts";
 import type { CausalLM, LanguageBatch } from "../nn/mod.ts";
+import { rowLimits } from "./checks.ts";
 
 /** Options of {@linkcode sftLoss}. */
 export interface SFTOptions {
@@ -65,7 +66,7 @@ export function sftLoss(model: CausalLM, batch: LanguageBatch, options: SFTOptio
     return loss.mul(batch.targets.ne(IGNORED_TARGET).to("f32").sum()).div(count);
   }
   const longest = longestText(batch.shape, batch.documents);
-  const { max_position_embeddings: context } = model.config;
+  const { max_position_embeddings: context } = rowLimits(model);
   if (longest > context) {
     throw new RangeError(
       `sftLoss: a text of ${longest} tokens is longer than the model's context of ${context}`,

@@ -5,9 +5,18 @@
 
 import { flush, noGrad, read, type Tensor } from "@graft/ml";
 import { DataLoader, type Dataset, type Tokenizer } from "@graft/ml/data";
-import type { CausalLM } from "@graft/ml/nn";
-import { type Answer, klOf, measureAnswers, sampleAnswers } from "@graft/ml/rlhf";
+import { type CausalLM, LlamaForCausalLM } from "@graft/ml/nn";
+import {
+  type Answer,
+  type BestOfN,
+  bestOfN,
+  klOf,
+  measureAnswers,
+  type Reward,
+  sampleAnswers,
+} from "@graft/ml/rlhf";
 import { sentiment } from "./sentiment.ts";
+import type { Figures, Host } from "./stage.ts";
 import { ANSWER, END, PROMPT, type Texts } from "./texts.ts";
 
 /** Room in the tensors of a batch of answers. */
@@ -57,6 +66,44 @@ export async function measurePolicy(
     kl: mean(rollouts.map(klOf)),
     general_loss: await meanLoss(model, texts.generalHeldOut),
     answers,
+  };
+}
+
+/** Answers of which best-of-n takes the best. */
+const N = 4;
+/** Prompts that are answered together. */
+const TOGETHER = 16;
+
+/**
+ * The baseline: what the reward model does without any training of the policy, by taking the best of a few
+ * answers of the model in `sft` to each held-out prompt.
+ */
+export async function measureBest(
+  sft: string,
+  reward: Reward,
+  texts: Texts,
+  tokenizer: Tokenizer,
+  { log }: Host,
+): Promise<Figures> {
+  log.note(`measuring the best of ${N}`);
+  const model = await LlamaForCausalLM.fromPretrained(sft);
+  const prompts = texts.heldOut.map(({ prompt }) => prompt);
+  const best: BestOfN[] = [];
+  for (let at = 0; at < prompts.length; at += TOGETHER) {
+    best.push(
+      ...await bestOfN(model, prompts.slice(at, at + TOGETHER), reward, {
+        n: N,
+        maxTokens: ANSWER,
+        stopTokens: [END],
+        generator: 99 + at,
+      }),
+    );
+  }
+  return {
+    n: N,
+    rule: mean(ruleScores(best.map(({ answer }) => answer), tokenizer)),
+    reward: mean(best.map(({ score }) => score)),
+    kl_bound: Math.log(N) - (N - 1) / N,
   };
 }
 

@@ -22,6 +22,7 @@ import {
   sampleAnswers,
   ValueModel,
 } from "@graft/ml/rlhf";
+import { writeWhole } from "../charts.ts";
 import { CAPACITY, mean, measurePolicy, ROOM, ruleScores } from "./measure.ts";
 import { clippedStep, type Figures, finite, type Host, runSteps } from "./stage.ts";
 import { ANSWER, asDocument, END, ROW, type Texts } from "./texts.ts";
@@ -52,6 +53,19 @@ const MEASURE = 4;
 /** Answers in which β may change by a fifth. */
 const HORIZON = 160;
 
+/** Prompts of which the answers are kept for the report. */
+const SHOWN = 5;
+
+/** What `samples.json` holds: answers to the same prompts, before the first step and after the last. */
+export interface Samples {
+  /** The prompts. */
+  readonly prompts: readonly string[];
+  /** Answers before the first step. */
+  readonly first: readonly string[];
+  /** Answers when the policy was measured last. */
+  readonly last: readonly string[];
+}
+
 /** What a checkpoint holds beside the tensors. */
 interface State {
   readonly sampling: GeneratorState;
@@ -61,6 +75,7 @@ interface State {
   readonly learnt: DataLoaderState;
   readonly first: Figures;
   readonly last: Figures;
+  readonly samples: Samples | null;
 }
 
 /** Trains an adapter of the model in `sft` and writes it into `folder`; gives the policy's figures. */
@@ -97,11 +112,15 @@ export async function runPPO(
   });
   const generalRows = general[Symbol.iterator](), learntRows = learnt[Symbol.iterator]();
 
+  let samples: Samples | null = null;
   const measure = async (): Promise<Figures> => {
     host.log.note("measuring the policy");
     const { answers, ...figures } = await measurePolicy(model, texts, tokenizer);
-    const [{ prompt, tokens }] = answers;
-    host.log.line(`  ${tokenizer.decode(prompt)} | ${tokenizer.decode(tokens)}`);
+    const shown = answers.slice(0, SHOWN);
+    const prompts = shown.map(({ prompt }) => tokenizer.decode(prompt));
+    const written = shown.map(({ tokens }) => tokenizer.decode(tokens));
+    host.log.line(`  ${prompts[0]} | ${written[0]}`);
+    samples = { prompts, first: samples?.first ?? written, last: written };
     return { ...figures, reward: mean(Array.from(await reward(answers))) };
   };
 
@@ -179,6 +198,7 @@ export async function runPPO(
       learnt: learnt.state(),
       first,
       last,
+      samples,
     }),
     load: (state) => {
       sampling.load(state.sampling);
@@ -186,10 +206,11 @@ export async function runPPO(
       kl.load(state.kl);
       general.load(state.general);
       learnt.load(state.learnt);
-      ({ first, last } = state);
+      ({ first, last, samples } = state);
     },
   }, host);
   await saveAdapter(model, folder);
+  await writeWhole(`${folder}/samples.json`, `${JSON.stringify(samples, null, 2)}\n`);
   cache.dispose();
   const before = Object.entries(first).map(([key, x]) => [`${key}_before`, x] as const);
   return { ...Object.fromEntries(before), ...last };

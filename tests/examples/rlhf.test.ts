@@ -2,6 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { openSafetensors } from "@graft/ml";
+import { escape } from "../../examples/charts.ts";
 import { sentiment } from "../../examples/rlhf/sentiment.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
@@ -35,7 +36,7 @@ async function records(out: string, stage: string): Promise<Record<string, numbe
 
 /** A copy of a run's folder as it is after the stages before `stage`. */
 async function before(stage: string, from: string, to: string): Promise<void> {
-  const copied = ["sft", "reward", "ppo", "ppo-ptx"];
+  const copied = ["sft", "reward", "best-of-n", "ppo", "ppo-ptx"];
   await Deno.mkdir(to);
   for (const name of ["settings.json", "answers.jsonl"]) {
     await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
@@ -55,11 +56,16 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
   await t.step("all stages in one go", async () => {
     const [code, out, err] = await run(...SMALL, "--out", whole);
     assertEquals([code, err], [0, ""], out + err);
-    for (const part of ["fine-tuned", "PPO-ptx", "general loss"]) assert(out.includes(part), out);
-    const report = await Deno.readTextFile(`${whole}/report.html`);
-    for (const part of ["KL to the reference", "Entropy", "Loss on general text", "<svg"]) {
-      assert(report.includes(part), part);
+    for (const part of ["fine-tuned", "best of 4", "PPO-ptx", "general loss"]) {
+      assert(out.includes(part), out);
     }
+    const report = await Deno.readTextFile(`${whole}/report.html`);
+    const { last } = JSON.parse(await Deno.readTextFile(`${whole}/ppo-ptx/samples.json`));
+    // deno-fmt-ignore
+    const parts = [
+      "best of 4", "Reward (", "KL to the fine-tuned model", "Entropy", "Loss on general text", "<svg", escape(last[0]),
+    ];
+    for (const part of parts) assert(report.includes(part), part);
     // The table of metrics, and with ptx the loss of that.
     const [, first] = await records(whole, "ppo-ptx");
     // deno-fmt-ignore
@@ -95,6 +101,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       const [again, out, err] = await run("--resume", "--out", parts, "--until", "ppo");
       assertEquals([again, err], [0, ""], out + err);
       assert(out.includes("sft: done before") && out.includes("reward: done before"), out);
+      assert(out.includes(`wrote ${parts}/report.html`), out);
       assertEquals(await records(parts, "ppo"), await records(whole, "ppo"));
     },
   );
@@ -116,6 +123,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
     assertEquals(code, 1);
     assert(/^error: PPO, step 2: the KL is \d+\.\d+, above --kl-limit 0; /.test(err), err);
     assert(err.includes(`${out}/ppo holds the run as it was after step 1`), err);
+    assert((await Deno.readTextFile(`${out}/report.html`)).includes("KL to"), "and is drawn");
     await finiteCheckpoint(`${out}/ppo`);
   });
 
@@ -148,6 +156,22 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
     const [code, , err] = await run(...args);
     assertEquals([code, err], [0, ""]);
     assert((await records(out, "reward"))[1].loss !== (await records(whole, "reward"))[1].loss);
+
+    // What it has learnt cannot be ranked otherwise, and a fresh run would sample other answers.
+    await Deno.writeTextFile(file, line(asked[0]));
+    const [changed, , why] = await run(...args);
+    assert(changed === 1 && why.includes("learns from other ranks than those in"), why);
+    const [fresh, , gone] = await run(...SMALL, "--out", out, "--rankings", file);
+    assert(fresh === 2 && gone.includes("there are answers in"), gone);
+    await Deno.stat(`${out}/answers.jsonl`);
+    const [none, , missing] = await run(
+      ...SMALL,
+      "--out",
+      `${out}/new`,
+      "--rankings",
+      `${file}.no`,
+    );
+    assert(none === 1 && missing.startsWith("error: --rankings: cannot read"), missing);
 
     await Deno.remove(`${out}/reward`, { recursive: true });
     await Deno.writeTextFile(file, '{"id": "prompt-99", "ranks": [0, 1, 2, 3]}\n');

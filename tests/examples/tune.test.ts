@@ -5,9 +5,9 @@ import { tinyModel } from "./tiny_model.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 
-function command(args: string[]): Deno.Command {
+function command(args: string[], task = "tune"): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/tune.ts`, ...args],
+    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/${task}.ts`, ...args],
     cwd: root,
     env: { NO_COLOR: "1" },
     stdin: "null",
@@ -22,15 +22,10 @@ async function run(...args: string[]): Promise<[number, string, string]> {
   return [code, decoder.decode(stdout), decoder.decode(stderr)];
 }
 
-/** The events of a study by kind. */
-async function events(out: string): Promise<Record<string, number>> {
+/** The events of a study, but for what its trials report on the way. */
+async function events(out: string): Promise<string[]> {
   const lines = (await Deno.readTextFile(`${out}/study.jsonl`)).trimEnd().split("\n");
-  const counts: Record<string, number> = {};
-  for (const line of lines) {
-    const { event } = JSON.parse(line);
-    counts[event] = (counts[event] ?? 0) + 1;
-  }
-  return counts;
+  return lines.map((line) => JSON.parse(line).event).filter((event) => event !== "report");
 }
 
 Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json that train takes", async () => {
@@ -55,18 +50,20 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   const flags = ["--out", out, "--steps", "2", "--sampler", "random", ...targets, "--", ...small];
 
   const child = command(["--trials", "2", ...flags]).spawn();
-  while (!(await events(out).catch(() => ({ ask: 0 }))).ask) {
+  while (!(await events(out).catch((): string[] => [])).includes("ask")) {
     await new Promise((done) => setTimeout(done, 50));
   }
   child.kill("SIGINT");
   const stopped = await child.output();
   assertEquals(stopped.code, 130, new TextDecoder().decode(stopped.stderr));
-  assertEquals(await events(out), { study: 1, ask: 1 });
+  assertEquals(await events(out), ["study", "ask"]);
 
-  const [code, text, error] = await run("--trials", "2", "--final", "1", ...flags);
+  // The trial that was stopped again, and another beside it.
+  const [code, text, error] = await run(
+    ...["--trials", "2", "--parallel", "2", "--final", "1", ...flags],
+  );
   assertEquals([code, error], [0, ""], text);
-  const { study, ask, tell } = await events(out);
-  assertEquals({ study, ask, tell }, { study: 1, ask: 3, tell: 2 });
+  assertEquals(await events(out), ["study", "ask", "ask", "ask", "tell", "tell"]);
   const [other, , why] = await run("--trials", "2", ...flags, "--seed", "3");
   assert(other === 2 && why.includes("has seed 0, asked for is 3: choose another --out"), why);
   const best = JSON.parse(await Deno.readTextFile(`${out}/best.json`));
@@ -78,6 +75,13 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   // The final run has the best trial's settings.
   const adapter = JSON.parse(await Deno.readTextFile(`${out}/final/adapter_config.json`));
   assertEquals([adapter.r, adapter.lora_alpha], [best.rank, best.alpha]);
+  const { code: trained, stderr } = await command(
+    ["--config", `${out}/best.json`, "--steps", "1", "--out", `${folder}/trained`],
+    "train",
+  ).output();
+  assertEquals(trained, 0, new TextDecoder().decode(stderr));
+  const again = JSON.parse(await Deno.readTextFile(`${folder}/trained/adapter_config.json`));
+  assertEquals(again, adapter);
   const report = await Deno.readTextFile(`${out}/report.html`);
   for (const name of ["History", "lr", "rank", "target", "Parallel coordinates", "trial 0"]) {
     assert(report.includes(name), name);

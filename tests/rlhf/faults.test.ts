@@ -1,23 +1,27 @@
 /** Bad input to the losses: each a clear error, or a rule that its documentation states. */
 
 import { assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { init, manualSeed, noGrad } from "@graft/ml";
+import { init, manualSeed, noGrad, tensor } from "@graft/ml";
 import { type CausalLM, GPT2LMHeadModel, LlamaForSequenceClassification } from "@graft/ml/nn";
 import { inject } from "@graft/ml/peft";
 import {
   type Answer,
+  answerBatch,
   bestOfN,
   checkScores,
   dpoLoss,
   groupAdvantages,
   grpoLoss,
   type GRPORow,
+  measureAnswers,
+  policyPass,
   type PreferencePair,
   rankingLoss,
   readRankings,
   RewardModel,
   sampleAnswers,
   sftLoss,
+  ValueModel,
 } from "@graft/ml/rlhf";
 
 const END = 2;
@@ -67,6 +71,11 @@ const CASES: readonly Case[] = [
     "scores are NaN",
     () => checkScores("reward", [1, NaN], 2),
     /score of answer 1 .*finite, got NaN/,
+  ],
+  [
+    "a score that is none",
+    () => checkScores("reward", [1, null as never], 2),
+    /score of answer 1 .*finite, got null/,
   ],
   ["scores too few", () => checkScores("reward", [1], 2), /score for each of 2 answers, got 1/],
   ["a group of one", () => groupAdvantages([1, 2], 1), /2 answers or more, got size 1/],
@@ -141,6 +150,12 @@ const CASES: readonly Case[] = [
     "GRPO, longer than the context",
     ({ plain }) => grpoLoss(plain, [{ ...ROW, prompt: LONG }]),
     /row 0 is of 14 tokens .*context of 10/,
+  ],
+
+  [
+    "a policy's pass, longer than the context",
+    ({ plain }) => policyPass(plain, answerBatch([{ ...ROW, prompt: LONG }])),
+    /have 14 tokens, and the model's context 10/,
   ],
 
   ["ranking, no prompt", ({ reward }) => rankingLoss(reward, []), /0 prompts have no pair/],
@@ -249,6 +264,18 @@ Deno.test("rlhf: a reward that gives too few scores, or NaN, stops best-of-n", a
       RangeError,
       "prompt 0 needs 1 to 10 tokens, got 11",
     );
+    for (const [prompt, token] of [[LONG, 4], [[1], 20]] as const) {
+      await assertRejects(
+        () =>
+          measureAnswers(plain, [{ prompt: [1], tokens: [2], ended: true }, {
+            prompt: [...prompt],
+            tokens: [token],
+            ended: false,
+          }]),
+        RangeError,
+        `measureAnswers: answer 1 ${token === 4 ? "is of 12 tokens" : "needs tokens in [0, 20)"}`,
+      );
+    }
   });
 });
 
@@ -267,6 +294,21 @@ Deno.test("rlhf: answers without an end, and padding that is the end token, coun
     const full: PreferencePair = { ...PAIR, rejected: [7, 8, 9, 10, 11, 12, 13, END] };
     const { loss } = dpoLoss(adapted, [PAIR, full]);
     assertAlmostEquals(await loss.item(), Math.LN2, 1e-6);
+    // The same for what is measured, by a value model of its own too.
+    const answers: Answer[] = [PAIR, full].map(({ prompt, rejected }) => ({
+      prompt,
+      tokens: rejected,
+      ended: true,
+    }));
+    const judge = new ValueModel(8, { backbone: plain });
+    judge.head.weight.assign(tensor(new Float32Array(8).fill(0.5)).reshape(1, 8));
+    const measured = await measureAnswers(adapted, answers, { value: judge });
+    const exact = await measureAnswers(adapted, answers, {
+      value: judge,
+      room: { total: 10, answer: 8 },
+    });
+    assertEquals(measured.map(({ values }) => values), exact.map(({ values }) => values));
+    assertEquals(measured.map(({ logprobs }) => logprobs), exact.map(({ logprobs }) => logprobs));
 
     // Rows that end with the end token, several times over: the last of them is what is scored.
     const scores = await noGrad(() => reward.scores([[5, END], [5, END, END]])).data();

@@ -134,6 +134,58 @@ Deno.test("tune: a grid has each point once, also in parallel, and then ends", a
   assertEquals(await study.run(() => 0, { trials: 1000 }), { ended: "exhausted" });
 });
 
+Deno.test("tune: trials in workers, several at a time", async () => {
+  const code = `onmessage = ({ data }) => {
+    if (data.rank === 8) return postMessage({ error: "out of memory" });
+    postMessage({ step: 1, loss: data.rate });
+    postMessage({ loss: data.rate * data.rank });
+  };`;
+  const source = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+  let running = 0, most = 0;
+  const study = new Study({
+    space: { rate: choice([1, 2, 3]), rank: choice([4, 8]) },
+    sampler: new GridSampler(),
+  });
+  const { ended } = await study.run(async (trial) => {
+    const worker = new Worker(source, { type: "module" });
+    most = Math.max(most, ++running);
+    try {
+      return await new Promise<number>((resolve, reject) => {
+        worker.onmessage = ({ data: { step, loss, error } }) => {
+          if (error) reject(new Error(error));
+          else if (step === undefined) resolve(loss);
+          else trial.report(step, loss);
+        };
+        worker.postMessage(trial.params);
+      });
+    } finally {
+      running--;
+      worker.terminate();
+    }
+  }, { parallel: 3 });
+  URL.revokeObjectURL(source);
+  assertEquals([ended, most], ["exhausted", 3]);
+  assertEquals(
+    study.trials.map(({ params, state, value, reports }) => [
+      params.rate,
+      params.rank,
+      state,
+      value,
+      reports.length,
+    ]),
+    [
+      [1, 4, "complete", 4, 1],
+      [1, 8, "failed", undefined, 0],
+      [2, 4, "complete", 8, 1],
+      [2, 8, "failed", undefined, 0],
+      [3, 4, "complete", 12, 1],
+      [3, 8, "failed", undefined, 0],
+    ],
+  );
+  assertEquals(study.trials[1].reason, "out of memory");
+  assertEquals(study.best().params, { rate: 1, rank: 4 });
+});
+
 Deno.test("tune: a grid's points, and what is wrong with them", () => {
   const points = (space: Definition, points = {}) => {
     const study = new Study({ space, sampler: new GridSampler({ points }) });
@@ -156,6 +208,7 @@ Deno.test("tune: a grid's points, and what is wrong with them", () => {
   fails("points names y, which is not in the space (x)", { x: integer(0, 1) }, { y: 3 });
   fails("parameter x cannot be 2", { x: integer(0, 1) }, { x: [2] });
   fails("at least 1 point, got 0", { x: uniform(0, 1) }, { x: 0 });
+  fails("parameter x has an empty list", { x: uniform(0, 1) }, { x: [] });
   fails("is a choice", { x: choice([1, 2]) }, { x: 2 });
   fails("more than 1000000 points", { x: integer(0, 2 ** 40) });
   fails("more than 1000000 points", { x: integer(1, 2000), y: integer(1, 2000) });
