@@ -3,6 +3,7 @@
 import { constants } from "node:os";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { localGroups, runLocal, supervise } from "@graft/ml/dist";
+import { runCommand } from "./launchers.ts";
 
 const rankModule = new URL("./rank.ts", import.meta.url);
 
@@ -116,5 +117,23 @@ Deno.test("launch: a launcher's 0 is a success where its ranks say so", async ()
     const end = lines.find((line) => line.includes("ended with code 0"));
     if (why === null) assertEquals(end, undefined);
     else assert(end?.includes(why), lines.join("\n"));
+  }
+});
+
+Deno.test("launch: command lines that cannot be", async () => {
+  const launch = ["run", "-A", "--quiet", "--no-check", "examples/launch.ts"];
+  const table: [args: string[], code: number, message: string][] = [
+    [["mpiexec", "-n", "2", "a"], 2, "needs -- before the command: deno task launch -- mpiexec"],
+    [["--add", "--resume", "--", "true"], 2, "write --add=--resume"],
+    [["--add", "--", "true"], 2, "--add needs a word"],
+    [["--restarts=-1", "--", "true"], 2, 'a whole number from 0 on, got "-1"'],
+    [["--what", "--", "true"], 2, "there is no flag --what"],
+    [["--restarts", "1"], 2, "needs a command after --"],
+    [["--", "no-such-launcher"], 1, "no-such-launcher"],
+  ];
+  for (const [args, expected, message] of table) {
+    const { code, err } = await runCommand([Deno.execPath(), ...launch, ...args]);
+    assertEquals(code, expected, err);
+    assert(err.includes(message), err);
   }
 });
