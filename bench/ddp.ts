@@ -107,6 +107,7 @@ function row(m: Measured, network: Network | null): string[] {
     alone
       ? ""
       : `${ms(overlapped(network!, ranks, compute, buckets))} to ${ms(compute + predicted)}`,
+    alone ? "" : percent((compute + predicted) / step - 1),
     percent(compute / step),
   ];
 }
@@ -171,10 +172,15 @@ for (const method of ["lora", "full"] as const) {
       "off",
       "hidden",
       "step by the model",
+      "off",
       "efficiency",
     ],
     all.map((m, i) => row(m, networks[i])),
   ));
+  for (const { ranks, sizes } of all.filter((m) => m.ranks > 1)) {
+    const each = sizes.map(([bytes, seconds]) => `${bytes / 1024} KiB ${ms(seconds)}`);
+    console.log(`\nAll-reduces of ${ranks} ranks, ms: ${each.join(", ")}`);
+  }
   const at = all.findIndex((m) => m.ranks > 1);
   if (at < 0) continue;
   const network: Network = {

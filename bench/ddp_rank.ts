@@ -92,23 +92,27 @@ export async function main(job: RankJob): Promise<Measured> {
     for (const bucket of data) await group.allReduce(bucket);
   };
   const times: [number, number, number][] = [];
+  // Bandwidth falls where arrays outgrow the caches: only sizes such as the job's own count.
+  const most = 2 * Math.max(...alone.sizes);
+  const each = SIZES.filter((bytes) => bytes <= most).map((bytes) => ({
+    bytes,
+    array: new Float32Array(bytes / 4),
+    taken: [0],
+  }));
   for (let i = 0; i < job.steps + 3; i++) {
-    // In turns, so that all meet the same machine.
-    const turn = [() => alone.step(), () => together.step(), reduceAll];
-    const [compute, step, communication] = [
-      await timed(turn[0]),
-      await timed(turn[1]),
-      await timed(turn[2]),
-    ];
+    // In turns, so that all meet the same machine: what a size takes is to tell what a step's buckets
+    // take, so both come after a step, which has filled the caches with other things.
+    const compute = await timed(() => alone.step());
+    for (const k of each.keys()) {
+      const { array, taken } = each[(i + k) % each.length];
+      const seconds = await timed(() => group.allReduce(array));
+      if (i >= 3) taken.push(seconds);
+    }
+    const step = await timed(() => together.step());
+    const communication = await timed(reduceAll);
     if (i >= 3) times.push([compute, step, communication]);
   }
-  const sizes: [number, number][] = [];
-  for (const bytes of SIZES) {
-    const array = new Float32Array(bytes / 4);
-    const each: number[] = [];
-    for (let i = 0; i < 12; i++) each.push(await timed(() => group.allReduce(array)));
-    sizes.push([bytes, median(each.slice(2))]);
-  }
+  const sizes = each.map(({ bytes, taken }) => [bytes, median(taken.slice(1))] as const);
   const ranks = group.size;
   const first = group.rank === 0;
   await group.close();

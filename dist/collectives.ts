@@ -30,6 +30,9 @@ function defaultTimeout(): number {
   return Number(seconds) * 1000;
 }
 
+/** What every backend can join. */
+const reducible = ["Float32Array", "Float64Array", "Int32Array", "Uint32Array", "Uint8Array"];
+
 /** A typed array's bytes. */
 function bytesOf(data: Transferable): Uint8Array {
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
@@ -52,6 +55,10 @@ export class Collectives implements ProcessGroup {
   constructor(transport: Transport, options: GroupOptions = {}) {
     this.#transport = transport;
     this.#timeout = options.timeout ?? defaultTimeout();
+    if (!(this.#timeout > 0)) {
+      const need = "timeout needs a number of ms above 0";
+      throw new RangeError(`a process group: ${need}, got ${this.#timeout}`);
+    }
     this.backend = transport.backend;
     this.rank = transport.rank;
     this.size = transport.size;
@@ -61,6 +68,14 @@ export class Collectives implements ProcessGroup {
 
   allReduce<T extends Reducible>(data: T, options: AllReduceOptions = {}): Promise<T> {
     const op = options.op ?? "sum";
+    if (op !== "sum" && op !== "max") {
+      return Promise.reject(new TypeError(`allReduce: op needs to be sum or max, got ${op}`));
+    }
+    const kind = Object(data)[Symbol.toStringTag];
+    if (!reducible.includes(kind)) {
+      const need = `needs one of ${reducible.join(", ")}`;
+      return Promise.reject(new TypeError(`allReduce: ${need}, got ${kind ?? data}`));
+    }
     const call = describeCall("allReduce", data, op, options.label);
     return this.#inTurn(call, options, async () => {
       if (data.length > 0) await this.#transport.allReduce(data, op);
@@ -135,6 +150,12 @@ export class Collectives implements ProcessGroup {
   #inTurn<T>(call: string, options: CollectiveOptions, work: () => Promise<T>): Promise<T> {
     if (this.#closing !== null && call !== "close") {
       return Promise.reject(new Error(`${call}: the group is closed`));
+    }
+    if (options.timeout !== undefined && !(options.timeout > 0)) {
+      const got = `got ${options.timeout}`;
+      return Promise.reject(
+        new RangeError(`${call}: timeout needs a number of ms above 0, ${got}`),
+      );
     }
     const turn = this.#last.then(async () => {
       if (this.#failure !== null) throw this.#failure;

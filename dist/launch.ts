@@ -4,6 +4,9 @@
  * @module
  */
 
+import { constants } from "node:os";
+import { NOTICE, type Notice, readNotice } from "./notice.ts";
+
 /** Options of `supervise`. */
 export interface SuperviseOptions {
   /** How often the command may be started again. */
@@ -19,6 +22,7 @@ const END_TIME = 3000;
 const POLL = 250;
 
 const passedOn = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
+type Passed = typeof passedOn[number];
 /** Signals after which a job is not started again: somebody wants it to end. */
 const ending: readonly string[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 
@@ -26,8 +30,23 @@ const ending: readonly string[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 interface End {
   readonly code: number;
   readonly signal: Deno.Signal | null;
-  /** The signal that we were sent, and passed on. */
-  readonly told: string | null;
+  /** The last signal that we were sent, and passed on. */
+  readonly passed: Passed | null;
+  /** The last one that was to end the job. */
+  readonly told: Passed | null;
+  readonly notice: Notice;
+}
+
+/** Why a command that ended with 0 has not done its work, and the code for it; null where it has. */
+function hiddenEnd({ passed, told, notice }: End): { why: string; code: number } | null {
+  const { begun, ended, code } = notice;
+  if (code > 0) return { why: `a rank ended with code ${code}`, code };
+  const signalled = passed === null ? 1 : 128 + constants.signals[passed];
+  if (ended < begun) {
+    return { why: `${begun - ended} of ${begun} ranks did not end by themselves`, code: signalled };
+  }
+  if (begun > 0 || told === null) return null;
+  return { why: `${told} was to end it and no rank says that it is done`, code: signalled };
 }
 
 /**
@@ -37,6 +56,10 @@ interface End {
  *
  * SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the command; after one of the first
  * three it is not started again. Its standard input is empty.
+ *
+ * A launcher may end with 0 although its ranks were killed, or ended with another code. Those on this
+ * machine leave word of how they ended, and that counts: 0 is a success where each rank closed its group
+ * and ended with 0. Without such word, a 0 after one of the three signals counts as an end by it.
  *
  * @returns The command's last exit code; 128 and its number where a signal ended it.
  * @throws Error where the command cannot be started.
@@ -56,19 +79,22 @@ export async function supervise(
     const started = performance.now();
     const end = await runOnce(words, attempt, log);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    const how = end.signal === null ? `code ${end.code}` : `${end.signal} (code ${end.code})`;
-    if (end.code === 0) {
+    const hidden = end.code === 0 ? hiddenEnd(end) : null;
+    const code = hidden?.code ?? end.code;
+    if (code === 0) {
       if (attempt > 0) log(`launch: done, after ${attempt} restarts`);
       return 0;
     }
-    log(`launch: ended with ${how} after ${seconds} s`);
+    const but = hidden ? `, but ${hidden.why}: it counts as ${code}` : "";
+    const how = end.signal === null ? `code ${end.code}` : `${end.signal} (code ${end.code})`;
+    log(`launch: ended with ${how} after ${seconds} s${but}`);
     if (end.told !== null) {
       log(`launch: ${end.told} was passed on: no restart`);
-      return end.code;
+      return code;
     }
     if (attempt === restarts) {
       log(`launch: gives up after ${restarts} restarts`);
-      return end.code;
+      return code;
     }
   }
 }
@@ -80,7 +106,7 @@ export async function supervise(
 function watchNotice(notice: string, child: Deno.ChildProcess, log: (line: string) => void) {
   let seen = 0;
   const timer = setInterval(() => {
-    if (seen === 0 && Deno.statSync(notice).size > 0) seen = performance.now();
+    if (seen === 0 && readNotice(notice).late) seen = performance.now();
     if (seen === 0 || performance.now() - seen < END_TIME) return;
     clearInterval(timer);
     log("launch: a rank's watchdog has ended the job, but the launcher still waits, and is killed");
@@ -96,11 +122,9 @@ async function runOnce(
 ): Promise<End> {
   const notice = await Deno.makeTempFile();
   try {
-    return await runWith(
-      words,
-      { GRAFT_RESTART: String(attempt), GRAFT_LAUNCH_NOTICE: notice },
-      log,
-    );
+    const env = { GRAFT_RESTART: String(attempt), [NOTICE]: notice };
+    const end = await runWith(words, env, notice, log);
+    return { ...end, notice: readNotice(notice) };
   } finally {
     await Deno.remove(notice);
   }
@@ -108,20 +132,23 @@ async function runOnce(
 
 async function runWith(
   words: readonly string[],
-  env: { GRAFT_RESTART: string; GRAFT_LAUNCH_NOTICE: string },
+  env: Record<string, string>,
+  notice: string,
   log: (line: string) => void,
-): Promise<End> {
+): Promise<Omit<End, "notice">> {
   const [program, ...args] = words;
   // In a session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
   const options = { args, stdin: "null", env, detached: true } as const;
-  const child = new Deno.Command(program, options).spawn();
-  const stopWatching = watchNotice(env.GRAFT_LAUNCH_NOTICE, child, log);
-  let told: string | null = null;
+  let child: Deno.ChildProcess | null = null;
+  let passed: Passed | null = null;
+  let told: Passed | null = null;
+  // Before the command is there: no signal ends this process and leaves the job alone.
   const handlers = passedOn.map((signal) => {
     const handler = () => {
+      passed = signal;
       if (ending.includes(signal)) told = signal;
       try {
-        child.kill(signal);
+        child?.kill(signal);
       } catch {
         // it has just ended
       }
@@ -129,9 +156,12 @@ async function runWith(
     Deno.addSignalListener(signal, handler);
     return () => Deno.removeSignalListener(signal, handler);
   });
+  let stopWatching = () => {};
   try {
+    child = new Deno.Command(program, options).spawn();
+    stopWatching = watchNotice(notice, child, log);
     const { code, signal } = await child.status;
-    return { code, signal, told };
+    return { code, signal, passed, told };
   } finally {
     stopWatching();
     for (const remove of handlers) remove();

@@ -24,27 +24,37 @@ function fail(message: string): never {
   Deno.exit(2);
 }
 
+/** What is neither a flag nor its value is most often the command, or a value that looks like a flag. */
+function refuse(arg: string): never {
+  const before = Deno.args[Deno.args.indexOf(arg) - 1];
+  if (before === "--add" || before === "--restarts") {
+    fail(`write ${before}=${arg}, for it begins with a dash`);
+  }
+  if (!arg.startsWith("-")) fail(`needs -- before the command: deno task launch -- ${arg} ...`);
+  fail(`there is no flag ${arg}`);
+}
+
 if (import.meta.main) {
   const flags = parseArgs(Deno.args, {
-    string: ["restarts"],
+    string: ["restarts", "add"],
     collect: ["add"],
     boolean: ["help"],
     "--": true,
-    unknown: (arg: string) => fail(`there is no flag ${arg}`),
+    unknown: refuse,
   });
   if (flags.help) {
     console.log(HELP);
     Deno.exit(0);
   }
-  const restarts = Number(flags.restarts ?? 3);
-  if (!(Number.isInteger(restarts) && restarts >= 0)) {
-    fail(`--restarts must be a whole number from 0 on, got "${flags.restarts}"`);
+  const { restarts = "3", add = [] } = flags;
+  if (!/^\d+$/.test(restarts)) {
+    fail(`--restarts must be a whole number from 0 on, got "${restarts}"`);
   }
+  if (add.includes("")) fail("--add needs a word");
   const command = flags["--"] ?? [];
   if (command.length === 0) fail("needs a command after --");
   try {
-    const add = (flags.add ?? []).map(String);
-    Deno.exit(await supervise(command, { restarts, add }));
+    Deno.exit(await supervise(command, { restarts: Number(restarts), add }));
   } catch (error) {
     console.error(`error: ${error instanceof Error ? error.message : error}`);
     Deno.exit(1);

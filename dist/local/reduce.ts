@@ -23,11 +23,18 @@ export function reduceRange(
     const end = Math.min(start + BLOCK, to);
     sum.set(parts[0].subarray(start, end) as never);
     for (let rank = 1; rank < parts.length; rank++) {
-      if (op === "sum") add(sum, parts[rank], start, end);
-      else takeLarger(sum, parts[rank], start, end);
+      const part = parts[rank];
+      if (op === "max") takeLarger(sum, part, start, end);
+      else if (sum instanceof Float32Array) addFloats(sum, part as Float32Array, start, end);
+      else add(sum, part, start, end);
     }
     into.set(sum.subarray(0, end - start) as never, start);
   }
+}
+
+/** As `add`. A loop that has met one kind of array alone is twice as fast: gradients have their own. */
+function addFloats(sum: Float32Array, part: Float32Array, start: number, end: number): void {
+  for (let i = start; i < end; i++) sum[i - start] += part[i];
 }
 
 function add(sum: Reducible, part: Reducible, start: number, end: number): void {

@@ -5,6 +5,7 @@
  */
 
 import { Worker } from "node:worker_threads";
+import { readLaunch } from "../mpi/environment.ts";
 import { createSharedMemory, Meeting } from "./memory.ts";
 import type { RankMessage, RankWork } from "./worker.ts";
 
@@ -34,6 +35,8 @@ function workerAddress(): URL {
  * Threads share nothing else: a module's variables are each rank's own.
  *
  * @param module The module's address, such as `new URL("./worker.ts", import.meta.url)`.
+ * @throws Error where a launcher of MPI has started this process as one of several, unless `GRAFT_DIST`
+ * is `local`.
  * @throws Error, and ends the other ranks, as soon as one throws, ends before its work is done, or is
  * done without having closed its group; the message names the rank.
  *
@@ -63,6 +66,7 @@ export async function runLocal(
   if (!(Number.isInteger(size) && size >= 1)) {
     throw new Error(`runLocal: needs a size of 1 or more, got ${size}`);
   }
+  refuseRanks();
   const memory = createSharedMemory(size);
   const workers: Worker[] = [];
   const start = (rank: number) => {
@@ -79,6 +83,20 @@ export async function runLocal(
   } finally {
     await Promise.all(workers.map((worker) => worker.terminate()));
   }
+}
+
+/** Threads of several processes would be as many jobs that know nothing of each other. */
+function refuseRanks(): void {
+  const launch = readLaunch(Deno.env.get);
+  const processes = launch?.size ?? 1;
+  if (processes === 1 || Deno.env.get("GRAFT_DIST") === "local") return;
+  throw new Error(
+    `runLocal: ${
+      launch!.launcher
+    } started ${processes} of this process, and each would be a job of its ` +
+      "own: ranks are processes or threads. Start one process, or leave out the threads (of " +
+      "`deno task train`: --devices). GRAFT_DIST=local starts them all the same",
+  );
 }
 
 /** What a rank's `main` gives. */

@@ -5,6 +5,7 @@
  */
 
 import type { ReduceOp, Reducible } from "../group.ts";
+import { tellSupervisor } from "../notice.ts";
 import type { Transport } from "../transport.ts";
 import { type Abi, abiOf } from "./abi.ts";
 import type { Launch } from "./environment.ts";
@@ -19,17 +20,6 @@ const ABORT_TIME = 2000;
 /** Buffers that native code writes stand outside the heap that the collector moves things in. */
 function numbers(length: number): Int32Array<ArrayBuffer> {
   return new Int32Array(new ArrayBuffer(length * 4));
-}
-
-/** Leaves word where `supervise` looks, if it is on this machine. */
-function tellSupervisor(reason: string): void {
-  const notice = Deno.env.get("GRAFT_LAUNCH_NOTICE");
-  if (notice === undefined) return;
-  try {
-    Deno.writeTextFileSync(notice, reason, { create: false });
-  } catch {
-    // another machine, or no permission: then the launcher has to notice by itself
-  }
 }
 
 /** This process as a rank of MPI_COMM_WORLD. */
@@ -64,10 +54,12 @@ export class MpiTransport implements Transport {
     this.localRank = launch?.localRank ?? this.rank;
     this.localSize = launch?.localSize ?? this.size;
     this.#compare(launch);
+    tellSupervisor("begins");
     // An exit with 0 while the others still work would leave half a job that looks well.
     globalThis.addEventListener("unload", () => {
       if (this.#aborting) this.#library.exitNow(1);
-      if (!this.#closed) symbols.MPI_Abort(world, Deno.exitCode || 1);
+      if (this.#closed) tellSupervisor(`ends ${Deno.exitCode}`);
+      else symbols.MPI_Abort(world, Deno.exitCode || 1);
     });
   }
 
@@ -129,7 +121,7 @@ export class MpiTransport implements Transport {
 
   abort(reason: string): void {
     console.error(reason);
-    tellSupervisor(reason);
+    tellSupervisor(`late: ${reason}`);
     this.#aborting = true;
     this.#library.symbols.abortElsewhere(this.#abi.world, 1);
     // Where the launcher cannot be reached any more, MPI_Abort may wait for it.

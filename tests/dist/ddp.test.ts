@@ -3,10 +3,10 @@
  * thread here, or in threads and MPI processes of their own.
  */
 
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import type { Device } from "@graft/ml";
 import { localGroups, type ParallelOptions, runLocal } from "@graft/ml/dist";
-import { distance, withDevices } from "./ddp_ranks.ts";
+import { assertAlike, readOutcomes, withDevices } from "./ddp_ranks.ts";
 import { forEachLauncher, runJob } from "./launchers.ts";
 import { type Job, type Outcome, trainRank } from "./ddp_train.ts";
 
@@ -18,29 +18,6 @@ async function train(
 ): Promise<Outcome[]> {
   const groups = localGroups(devices.length, { timeout: 60_000 });
   return await Promise.all(groups.map((group, i) => trainRank(group, devices[i], job, options)));
-}
-
-/** What ranks have to come to, given what one device does. */
-function assertAlike(ranks: readonly Outcome[], one: Outcome, job: Job): void {
-  for (const { parameters, losses } of ranks) {
-    assertEquals(parameters, ranks[0].parameters, "ranks hold the same bits");
-    assertEquals(losses, ranks[0].losses);
-  }
-  const [{ gradients, parameters, losses }] = ranks;
-  const gradientDistance = distance(gradients, one.gradients);
-  assert(gradientDistance < 1e-6, `gradients differ by ${gradientDistance}`);
-  const parameterDistance = distance(parameters, one.parameters);
-  const most = job.optimizer === "sgd" ? 1e-6 : 1e-5;
-  assert(parameterDistance < most, `parameters differ by ${parameterDistance}`);
-  losses.forEach((loss, i) => {
-    assert(
-      Math.abs(loss - one.losses[i]) < 1e-5,
-      `step ${i}: ${loss}, one device ${one.losses[i]}`,
-    );
-  });
-  // A few steps, or a prefix of three tokens, are too little to learn this text by.
-  const learns = losses.at(-1)! < losses[0] - 0.3;
-  assert(learns || job.steps < 16 || job.method === "prefix", `${losses}`);
 }
 
 // Workers and the GPU outlive a test by a moment.
@@ -112,13 +89,7 @@ forEachLauncher(
       const args = [JSON.stringify(LORA), folder];
       const { code, err } = await runJob(launcher, size, "tests/dist/ddp_train.ts", args);
       assertEquals(code, 0, err);
-      const outcomes: Outcome[] = [];
-      for (let rank = 0; rank < size; rank++) {
-        const text = await Deno.readTextFile(`${folder}/${rank}.json`);
-        const { losses, parameters, gradients } = JSON.parse(text);
-        const floats = (values: number[]): Float32Array => Float32Array.from(values);
-        outcomes.push({ losses, parameters: floats(parameters), gradients: floats(gradients) });
-      }
+      const outcomes = await readOutcomes(folder, size);
       assertAlike(outcomes, one, LORA);
       // Two numbers have one sum.
       if (size === 2) assertEquals(outcomes, await train(devices, LORA));

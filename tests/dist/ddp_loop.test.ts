@@ -137,6 +137,30 @@ Deno.test("ddp: shares are weighed, and accumulated with and without reduction",
   ]);
 });
 
+Deno.test("ddp: what is trained may change from step to step", async () => {
+  const results = await ranks(2, async ({ group, here }) => {
+    const ddp = new DistributedDataParallel(new Pair(), group);
+    const pair = ddp.module;
+    const found: (number[] | null)[][] = [];
+    for (const frozen of [/^b$/, /^a$/, null]) {
+      here();
+      pair.unfreeze(/./);
+      if (frozen) pair.freeze(frozen);
+      pair.loss([group.rank, 1], 4 * group.rank).backward();
+      await flush();
+      const grads = [pair.a, pair.b].map(({ grad }) => grad);
+      const step: (number[] | null)[] = [];
+      for (const grad of grads) step.push(grad && numbers(await grad.data()));
+      found.push(step);
+      pair.a.grad = pair.b.grad = null;
+    }
+    return found;
+  });
+  for (const found of results) {
+    assertEquals(found, [[[0.5, 1], null], [null, [2, 2, 2, 2]], [[0.5, 1], [2, 2, 2, 2]]]);
+  }
+});
+
 Deno.test("ddp: unused parameters count as zeros where ranks may differ", async () => {
   const results = await ranks(2, async ({ group }) => {
     const ddp = new DistributedDataParallel(new Pair(), group, { findUnused: true });

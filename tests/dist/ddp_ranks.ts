@@ -1,8 +1,9 @@
 /** Ranks of one thread, each with a device of its own, for tests of data parallelism. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { type Device, init, useDevice } from "@graft/ml";
 import { localGroups, type ProcessGroup } from "@graft/ml/dist";
+import type { Job, Outcome } from "./ddp_train.ts";
 
 /** ‖a − b‖ / ‖b‖ */
 export function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
@@ -14,6 +15,42 @@ export function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
     norm += b[i] ** 2;
   }
   return Math.sqrt(difference / norm);
+}
+
+/** What ranks have to come to, given what one device does. */
+export function assertAlike(ranks: readonly Outcome[], one: Outcome, job: Job): void {
+  for (const { parameters, losses } of ranks) {
+    assertEquals(parameters, ranks[0].parameters, "ranks hold the same bits");
+    assertEquals(losses, ranks[0].losses);
+  }
+  const [{ gradients, parameters, losses }] = ranks;
+  const gradientDistance = distance(gradients, one.gradients);
+  assert(gradientDistance < 1e-6, `gradients differ by ${gradientDistance}`);
+  const parameterDistance = distance(parameters, one.parameters);
+  const most = job.optimizer === "sgd" ? 1e-6 : 1e-5;
+  assert(parameterDistance < most, `parameters differ by ${parameterDistance}`);
+  losses.forEach((loss, i) => {
+    assert(
+      Math.abs(loss - one.losses[i]) < 1e-5,
+      `step ${i}: ${loss}, one device ${one.losses[i]}`,
+    );
+  });
+  // A few steps, or a prefix of three tokens, are too little to learn this text by.
+  const learns = losses.at(-1)! < losses[0] - 0.3;
+  assert(learns || job.steps < 16 || job.method === "prefix", `${losses}`);
+}
+
+/** What the ranks of `ddp_train.ts` have left in a folder. */
+export async function readOutcomes(folder: string, size: number): Promise<Outcome[]> {
+  const outcomes: Outcome[] = [];
+  for (let rank = 0; rank < size; rank++) {
+    const { losses, parameters, gradients } = JSON.parse(
+      await Deno.readTextFile(`${folder}/${rank}.json`),
+    );
+    const floats = (values: number[]): Float32Array => Float32Array.from(values);
+    outcomes.push({ losses, parameters: floats(parameters), gradients: floats(gradients) });
+  }
+  return outcomes;
 }
 
 /**

@@ -129,22 +129,34 @@ async function joined(variables: readonly Variable[]): Promise<Float32Array<Arra
   return Float32Array.from(parts);
 }
 
-/** A rank in a thread or a process of its own. */
-export async function main(kind: "cpu" | "webgpu", job: Job): Promise<Outcome> {
+/**
+ * A rank in a thread or a process of its own. With a `folder` it leaves there what it came to, and its
+ * place on its machine.
+ */
+export async function main(
+  kind: "cpu" | "webgpu",
+  job: Job,
+  folder?: string,
+): Promise<Outcome> {
   await using group = await initProcessGroup();
   const device = await init({ device: kind, threads: 1 });
   try {
-    return await trainRank(group, device, job);
+    const outcome = await trainRank(group, device, job);
+    if (folder !== undefined) {
+      const { losses, parameters, gradients } = outcome;
+      const text = JSON.stringify({
+        losses,
+        parameters: [...parameters],
+        gradients: [...gradients],
+      });
+      await Deno.writeTextFile(`${folder}/${group.rank}.json`, text);
+      const place = `${group.localRank} of ${group.localSize}`;
+      await Deno.writeTextFile(`${folder}/${group.rank}.place`, place);
+    }
+    return outcome;
   } finally {
     await device.close();
   }
 }
 
-// A process of a launched job writes what it came to where it is told.
-if (import.meta.main) {
-  const [job, folder] = Deno.args;
-  const { losses, parameters, gradients } = await main("cpu", JSON.parse(job));
-  const outcome = { losses, parameters: [...parameters], gradients: [...gradients] };
-  const rank = Deno.env.get("PMI_RANK") ?? Deno.env.get("OMPI_COMM_WORLD_RANK");
-  await Deno.writeTextFile(`${folder}/${rank}.json`, JSON.stringify(outcome));
-}
+if (import.meta.main) await main("cpu", JSON.parse(Deno.args[0]), Deno.args[1]);

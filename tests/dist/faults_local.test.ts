@@ -1,7 +1,9 @@
 /** Jobs that go wrong in the threads of one process, and the supervisor alone. */
 
+import { constants } from "node:os";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { localGroups, runLocal, supervise } from "@graft/ml/dist";
+import { runCommand } from "./launchers.ts";
 
 const rankModule = new URL("./rank.ts", import.meta.url);
 
@@ -91,4 +93,47 @@ Deno.test("launch: restarts, their count and their arguments; what cannot be sta
     "launch: gives up after 0 restarts",
   ]);
   await assertRejects(() => supervise(["no-such-launcher"], { restarts: 1, log }));
+});
+
+Deno.test("launch: a launcher's 0 is a success where its ranks say so", async () => {
+  const says = (word: string) => `echo "${word}" >> "$GRAFT_LAUNCH_NOTICE"`;
+  /** Sends the supervisor a signal, and ends with 0 when it comes back. */
+  const ends = (signal: string, last = "true") =>
+    `trap '${last}; exit 0' ${signal}; kill -${signal} $PPID; while :; do sleep 0.02; done`;
+  const table: [script: string, code: number, why: string | null][] = [
+    [[says("begins"), says("begins"), says("ends 0"), says("ends 0")].join(";"), 0, null],
+    [says("begins"), 1, "1 of 1 ranks did not end by themselves: it counts as 1"],
+    [says("begins") + ";" + says("ends 130"), 130, "a rank ended with code 130"],
+    [says("begins") + ";" + ends("TERM", says("ends 0")), 0, null],
+    [says("begins") + ";" + ends("TERM"), 143, "1 of 1 ranks did not end"],
+    [says("begins") + ";" + ends("USR1"), 128 + constants.signals.SIGUSR1, "1 of 1 ranks did not"],
+    [ends("TERM"), 143, "SIGTERM was to end it and no rank says that it is done"],
+    [ends("USR1"), 0, null],
+  ];
+  for (const [script, expected, why] of table) {
+    const lines: string[] = [];
+    const log = (line: string) => lines.push(line);
+    assertEquals(await supervise(["sh", "-c", script], { restarts: 0, log }), expected, script);
+    const end = lines.find((line) => line.includes("ended with code 0"));
+    if (why === null) assertEquals(end, undefined);
+    else assert(end?.includes(why), lines.join("\n"));
+  }
+});
+
+Deno.test("launch: command lines that cannot be", async () => {
+  const launch = ["run", "-A", "--quiet", "--no-check", "examples/launch.ts"];
+  const table: [args: string[], code: number, message: string][] = [
+    [["mpiexec", "-n", "2", "a"], 2, "needs -- before the command: deno task launch -- mpiexec"],
+    [["--add", "--resume", "--", "true"], 2, "write --add=--resume"],
+    [["--add", "--", "true"], 2, "--add needs a word"],
+    [["--restarts=-1", "--", "true"], 2, 'a whole number from 0 on, got "-1"'],
+    [["--what", "--", "true"], 2, "there is no flag --what"],
+    [["--restarts", "1"], 2, "needs a command after --"],
+    [["--", "no-such-launcher"], 1, "no-such-launcher"],
+  ];
+  for (const [args, expected, message] of table) {
+    const { code, err } = await runCommand([Deno.execPath(), ...launch, ...args]);
+    assertEquals(code, expected, err);
+    assert(err.includes(message), err);
+  }
 });

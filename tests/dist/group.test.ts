@@ -107,11 +107,34 @@ forEachLauncher("dist: no library, and no permission, are errors that help", asy
 
 Deno.test("dist: calls that cannot be", async () => {
   const [group] = localGroups(1);
-  await assertRejects(
-    () => group.broadcast(new Uint8Array(1), { root: 1 }),
-    Error,
-    "broadcast: needs a root from 0 to 0, got 1",
-  );
+  const bad: [call: () => Promise<unknown>, message: string][] = [
+    [
+      () => group.broadcast(new Uint8Array(1), { root: 1 }),
+      "broadcast: needs a root from 0 to 0, got 1",
+    ],
+    [() => group.allReduce(new Uint8Array(1), { op: "mean" as "sum" }), "sum or max, got mean"],
+    [() => group.allReduce(new Int16Array(1) as never), "needs one of Float32Array, Float64Array"],
+    [() => group.allReduce([1] as never), "got 1"],
+    [
+      () => group.barrier({ timeout: NaN }),
+      "barrier: timeout needs a number of ms above 0, got NaN",
+    ],
+    [() => runLocal(rankModule, { size: 0 }), "needs a size of 1 or more"],
+    [() => initProcessGroup({ timeout: 0 }), "timeout needs a number of ms above 0, got 0"],
+  ];
+  for (const [call, message] of bad) await assertRejects(call, Error, message);
+  await group.barrier(); // none of them has harmed it
   await group.close();
-  await assertRejects(() => runLocal(rankModule, { size: 0 }), Error, "needs a size of 1 or more");
+});
+
+Deno.test("dist: threads in each of several processes are an error", async () => {
+  Deno.env.set("PMI_SIZE", "2");
+  try {
+    const start = () => runLocal(rankModule, { size: 2, args: ["leave"] });
+    await assertRejects(start, Error, "MPICH started 2 of this process");
+    Deno.env.set("PMI_SIZE", "1");
+    await assertRejects(start, Error, "its group is open"); // it has begun
+  } finally {
+    Deno.env.delete("PMI_SIZE");
+  }
 });

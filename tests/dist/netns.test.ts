@@ -1,7 +1,10 @@
 /** Jobs over several hosts: network namespaces, whose counters say what crossed. */
 
 import { assert, assertEquals } from "@std/assert";
-import { forEachLauncher, type Launcher, runCommand } from "./launchers.ts";
+import { singleGroup } from "@graft/ml/dist";
+import { assertAlike, readOutcomes, withDevices } from "./ddp_ranks.ts";
+import { type Job, trainRank } from "./ddp_train.ts";
+import { forEachLauncher, runCommand } from "./launchers.ts";
 import { Network } from "./network.ts";
 
 /** Runs `fn` over a network of three hosts, or says why there is none. */
@@ -32,20 +35,28 @@ function start(command: readonly string[]): Deno.ChildProcess {
   }).spawn();
 }
 
-forEachLauncher("dist: three hosts, over the network", async (launcher: Launcher) => {
+forEachLauncher("ddp: three hosts, over the network, are one device", async (launcher) => {
   await overNetwork(async (network) => {
+    const job: Job = { method: "full", optimizer: "adamw", steps: 4, rows: 6 };
     const folder = await Deno.makeTempDir();
-    const length = 300_000;
-    const work = ["cross", folder, String(length)];
-    const job = network.command(launcher, "tests/dist/rank.ts", work);
-    const { code, out, err } = await runCommand(job);
+    const work = [JSON.stringify(job), folder];
+    const { code, out, err } = await runCommand(
+      network.command(launcher, "tests/dist/ddp_train.ts", work),
+    );
     assertEquals(code, 0, out + err);
-    for (const rank of [0, 1, 2]) {
-      const report = JSON.parse(await Deno.readTextFile(`${folder}/${rank}.json`));
-      assertEquals(report, { rank, size: 3, localRank: 0, localSize: 1, right: true });
-      // No way of summing sends less than (N - 1) / N of the bytes from each rank.
-      const sent = await network.sent(rank + 1);
-      assert(sent > length * 4 * 2 / 3, `${sent} bytes crossed the network`);
+    const places = await Promise.all(
+      [0, 1, 2].map((rank) => Deno.readTextFile(`${folder}/${rank}.place`)),
+    );
+    assertEquals(places, Array(3).fill("0 of 1"), "each is alone on its machine");
+    const outcomes = await readOutcomes(folder, 3);
+    await withDevices("cpu", 1, async ([device]) => {
+      assertAlike(outcomes, await trainRank(singleGroup(), device, job), job);
+    });
+    // No way of summing sends less than (N - 1) / N of the bytes from each rank.
+    const least = job.steps * outcomes[0].gradients.byteLength * 2 / 3;
+    for (const host of [1, 2, 3]) {
+      const sent = await network.sent(host);
+      assert(sent > least, `${sent} bytes crossed the network, less than ${least}`);
     }
     await Deno.remove(folder, { recursive: true });
   });

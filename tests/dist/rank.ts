@@ -105,17 +105,6 @@ async function check(folder: string): Promise<string> {
   return digest;
 }
 
-/** One sum of `length` f32, and where the ranks are, to a file of this rank's. */
-async function cross(folder: string, length: string): Promise<void> {
-  const group = await initProcessGroup();
-  const { rank, size, localRank, localSize } = group;
-  const sum = await group.allReduce(new Float32Array(Number(length)).fill(rank + 1));
-  const right = sum.every((value) => value === size * (size + 1) / 2);
-  const report = { rank, size, localRank, localSize, right };
-  await Deno.writeTextFile(`${folder}/${rank}.json`, JSON.stringify(report));
-  await group.close();
-}
-
 /** Reduces for good, until it is stopped. */
 async function forever(): Promise<void> {
   const group = await initProcessGroup();
@@ -144,7 +133,6 @@ async function leave(): Promise<void> {
 const works: Record<string, (...args: string[]) => Promise<unknown>> = {
   busy,
   check,
-  cross,
   differ,
   fault,
   forever,
