@@ -19,7 +19,7 @@ import type {
   Run,
   Step,
 } from "../kernel.ts";
-import { f32x4, v128, validates } from "../wasm.ts";
+import { f32x4, v128, validates, type WasmTarget } from "../wasm.ts";
 
 /** Options of {@linkcode createCpuBackend}. */
 export interface CpuOptions {
@@ -53,26 +53,41 @@ export async function createCpuBackend(options: CpuOptions = {}): Promise<Backen
   }
   const relaxed = validates(f32x4.relaxed_madd(zero, zero, zero));
   const threads = Math.max(1, Math.floor(options.threads ?? defaultThreads()));
-  return new CpuBackend(threads, relaxed);
+  return new CpuBackend({ threads, relaxed, columns: pairsVectors() ? 16 : 8 });
 }
 
-/** GRAFT_THREADS, or the number of cores. */
-function defaultThreads(): number {
-  const { Deno, navigator } = globalThis as unknown as {
+/** Flags by which V8 makes one vector of eight lanes of two: see docs/performance.md. */
+const PAIRING = ["--experimental-wasm-revectorize", "--no-wasm-bounds-checks"];
+
+/** Whether this process was started with those flags. */
+function pairsVectors(): boolean {
+  const flags = variable("DENO_V8_FLAGS") ?? "";
+  return PAIRING.every((flag) => flags.split(",").includes(flag));
+}
+
+/** A variable of the environment, where there is one and it may be read. */
+function variable(name: string): string | undefined {
+  const { Deno } = globalThis as unknown as {
     Deno?: {
       env: { get(name: string): string | undefined };
       permissions: { querySync(what: { name: "env"; variable: string }): { state: string } };
     };
+  };
+  // Asking for leave to read the environment would stop the program with a prompt.
+  const readable = Deno?.permissions.querySync({ name: "env", variable: name });
+  return readable?.state === "granted" ? Deno!.env.get(name) : undefined;
+}
+
+/** GRAFT_THREADS, or the number of cores. */
+function defaultThreads(): number {
+  const { navigator } = globalThis as unknown as {
     navigator?: { hardwareConcurrency?: number };
   };
-  const variable = "GRAFT_THREADS";
-  // Asking for leave to read the environment would stop the program with a prompt.
-  const readable = Deno?.permissions.querySync({ name: "env", variable }).state === "granted";
-  const named = readable ? Deno?.env.get(variable) : undefined;
+  const named = variable("GRAFT_THREADS");
   if (named !== undefined && named !== "") {
     const n = Number(named);
     if (Number.isInteger(n) && n > 0) return n;
-    throw new Error(`${variable}: needs a whole number above 0; got "${named}"`);
+    throw new Error(`GRAFT_THREADS: needs a whole number above 0; got "${named}"`);
   }
   return navigator?.hardwareConcurrency ?? 1;
 }
@@ -92,16 +107,18 @@ class CpuBackend implements Backend {
   #peak = 0;
   #closed = false;
 
-  constructor(threads: number, relaxed: boolean) {
-    this.#memory = new Memory(threads > 1 && canShare());
-    this.#pool = new Pool(this.#memory, threads);
-    const target = { threads: this.#pool.threads, relaxed };
+  constructor(wanted: WasmTarget) {
+    this.#memory = new Memory(wanted.threads > 1 && canShare());
+    this.#pool = new Pool(this.#memory, wanted.threads);
+    const target = { ...wanted, threads: this.#pool.threads };
     this.#compiler = new Compiler(this.#memory, this.#pool, target);
     this.maxBytes = this.#memory.limit;
     const n = this.#pool.threads;
-    this.description = `WASM SIMD${relaxed ? " with fused multiply-add" : ""}, ${n} thread${
-      n === 1 ? "" : "s"
-    }`;
+    this.description = [
+      `WASM SIMD${target.relaxed ? " with fused multiply-add" : ""}`,
+      ...(target.columns === 16 ? ["vectors in pairs"] : []),
+      `${n} thread${n === 1 ? "" : "s"}`,
+    ].join(", ");
   }
 
   get counters(): BackendCounters {

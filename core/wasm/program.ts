@@ -14,6 +14,11 @@ export interface WasmTarget {
   readonly threads: number;
   /** Whether relaxed SIMD, and so a fused multiply-add, is there. */
   readonly relaxed: boolean;
+  /**
+   * Columns of a register tile of products: 8, which 16 registers of four lanes hold, or 16 where the
+   * engine makes one register of eight lanes of two.
+   */
+  readonly columns: 8 | 16;
 }
 
 /**

@@ -12,15 +12,15 @@ import type { Func } from "./func.ts";
 import type { Vectors } from "./vectors.ts";
 
 /**
- * Rows and columns of the largest tile: 10 accumulators keep the multiply-adds busy, and leave registers
- * for two vectors of `b`, one of `a` and one lane of it spread out. A sixth row would spill.
+ * Rows of the largest tile, whose columns the target tells: 10 accumulators keep the multiply-adds busy,
+ * and leave registers for two vectors of `b`, one of `a` and one lane of it spread out. A sixth row
+ * would spill.
  */
 export const TILE: {
   readonly rows: number;
-  readonly columns: number;
   /** Rows where each lies along the depth: a vector of each is held for four steps. */
   readonly along: number;
-} = { rows: 5, columns: 8, along: 4 };
+} = { rows: 5, along: 4 };
 
 /** A tile of c = a · b, or c += a · b. Strides are in bytes. */
 export interface Tile {

@@ -22,6 +22,7 @@ import {
   v128,
   type WasmProgram,
   type WasmStage,
+  type WasmTarget,
 } from "../../wasm.ts";
 import {
   emitRowProduct,
@@ -32,7 +33,6 @@ import {
   layoutOf,
   looksBack,
   packStage,
-  PANEL,
   panelBytes,
   panelsOf,
   rowOf,
@@ -52,8 +52,8 @@ interface Wants {
 }
 
 /** The program of attention's gradient. */
-export function backwardProgram(call: CallKernel): WasmProgram {
-  const layout = layoutOf(call, 2);
+export function backwardProgram(call: CallKernel, target: WasmTarget): WasmProgram {
+  const layout = layoutOf(call, 2, target);
   const { batches, heads, kvHeads, queries, keys, depth, block, blocks, line } = layout;
   if (batches * heads * depth === 0) return { stages: [], workspace: 0, scratch: 0 };
   const seen = layout.causal && queries > 1 ? keys / 2 + 1 : keys;
@@ -153,7 +153,7 @@ function emitBlock(
   const range = keyRange(f, layout, keys, first, add(first, rows, -1));
   const low = f.let(most(range.low, place.low));
   const high = f.let(least(range.high, place.high));
-  const start = f.let(i32.and(low, -PANEL));
+  const start = f.let(i32.and(low, -layout.panel));
   const count = f.let(most(i32.sub(high, start), 0));
   const queriesAt = f.let(rowOf(f.input(0), q, b, h, first));
   const doutAt = f.let(rowOf(f.input(at), dout, b, h, first));

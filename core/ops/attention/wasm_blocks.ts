@@ -28,10 +28,9 @@ import {
   TILE,
   v128,
   type WasmStage,
+  type WasmTarget,
 } from "../../wasm.ts";
 
-/** Keys of a packed panel. */
-export const PANEL: number = TILE.columns;
 /** Bytes of scores a thread works on at a time, so that they stay in the second-level cache. */
 const SCORES = 1 << 18;
 /** Most queries of a block: a multiple of a tile's rows. */
@@ -55,6 +54,8 @@ export interface Layout {
   /** Queries of a block. */
   readonly block: number;
   readonly blocks: number;
+  /** Keys of a packed panel: a tile's columns. */
+  readonly panel: number;
   /** Keys in whole panels. */
   readonly padded: number;
   /** From the scores of one query to those of the next in scratch, in elements. */
@@ -62,11 +63,12 @@ export interface Layout {
 }
 
 /** Reads the layout of a call that holds `buffers` arrays of scores at once. */
-export function layoutOf(call: CallKernel, buffers: number): Layout {
+export function layoutOf(call: CallKernel, buffers: number, target: WasmTarget): Layout {
   const [q, k, v] = call.inputs;
   const [batches, heads, queries, depth] = q.shape;
   const keys = k.shape[2];
-  const padded = Math.max(PANEL, parts(keys, PANEL) * PANEL);
+  const panel = target.columns;
+  const padded = Math.max(panel, parts(keys, panel) * panel);
   // Lines a power of two apart would fall on the same few places of the cache.
   const line = padded % 64 === 0 ? padded + 16 : padded;
   const fit = Math.floor(SCORES / (4 * line * buffers) / TILE.rows) * TILE.rows;
@@ -78,6 +80,7 @@ export function layoutOf(call: CallKernel, buffers: number): Layout {
     queries,
     keys,
     depth,
+    panel,
     causal: call.attrs.causal === true,
     window: Number(call.attrs.window),
     scale: Number(call.attrs.scale),
@@ -133,10 +136,10 @@ export function panelsOf(f: KernelFunc, layout: Layout, which: number, head: Cod
   );
 }
 
-/** Packs keys (and values): panels [depth, 8] that a tile of scores takes as its right side. */
+/** Packs keys (and values): panels [depth, columns of a tile] that a tile of scores takes as its right side. */
 export function packStage(layout: Layout, operands: readonly number[]): WasmStage {
-  const { batches, kvHeads, keys, depth, padded } = layout;
-  const panels = padded / PANEL;
+  const { batches, kvHeads, keys, depth, panel: width, padded } = layout;
+  const panels = padded / width;
   const each = Math.max(1, Math.min(panels, Math.floor(32768 / (32 * depth))));
   const blocks = parts(panels, each);
   return {
@@ -152,7 +155,7 @@ export function packStage(layout: Layout, operands: readonly number[]): WasmStag
       const count = keyCount(f, layout);
       const first = f.let(mul(block, each));
       const end = f.let(
-        least(f.let(add(first, each)), f.let(i32.div_u(add(count, PANEL - 1), PANEL))),
+        least(f.let(add(first, each)), f.let(i32.div_u(add(count, width - 1), width))),
       );
       operands.forEach((input, i) => {
         const operand = i === 0 ? layout.k : layout.v;
@@ -160,16 +163,16 @@ export function packStage(layout: Layout, operands: readonly number[]): WasmStag
           const base = panelsOf(f, layout, i, head);
           const panel = f.let(first);
           f.upTo(panel, end, 1, () => {
-            const row = f.let(mul(panel, PANEL));
+            const row = f.let(mul(panel, width));
             const source = { dtype: operand.dtype, across: operand.strides[2], deep: 1 };
             emitPack(
               f,
               source,
-              PANEL,
+              width,
               rowOf(f.input(input), operand, b, h, row),
-              add(base, mul(panel, 4 * PANEL * depth)),
+              add(base, mul(panel, 4 * width * depth)),
               depth,
-              f.let(least(i32.sub(keys, row), PANEL)),
+              f.let(least(i32.sub(keys, row), width)),
             );
           });
         });
@@ -180,7 +183,7 @@ export function packStage(layout: Layout, operands: readonly number[]): WasmStag
 
 /**
  * Products of `rows` rows at `left` (`stride` bytes apart) with the panels of keys from `low`, a
- * multiple of 8, to `high`, into scratch at `to`. Row 0 stands at `position`; of a causal call, tiles
+ * multiple of a panel's keys, to `high`, into scratch at `to`. Row 0 stands at `position`; of a causal call, tiles
  * whose rows all stand before a panel's keys are left out.
  */
 export function emitScores(
@@ -195,9 +198,9 @@ export function emitScores(
   high: Code,
   to: Code,
 ): void {
-  const { depth, line } = layout;
+  const { depth, panel, line } = layout;
   const key = f.let(low);
-  f.upTo(key, high, PANEL, () => {
+  f.upTo(key, high, panel, () => {
     const b = f.let(add(panels, mul(key, 4 * depth)));
     const c = f.let(add(to, mul(i32.sub(key, low), 4)));
     const seen = looksBack(layout) ? f.let(most(f.let(i32.sub(key, position)), 0)) : null;
@@ -207,10 +210,10 @@ export function emitScores(
         f.vectors,
         {
           rows: height,
-          columns: PANEL,
+          columns: panel,
           aRow: stride,
           aDepth: 4,
-          bDepth: 4 * PANEL,
+          bDepth: 4 * panel,
           cRow: 4 * line,
         },
         add(left, mul(row, stride)),
@@ -292,8 +295,8 @@ export function emitRowProduct(f: KernelFunc, p: RowProduct): void {
         steps,
         p.accumulate ? 1 : 0,
       );
-    const rest = p.columns % TILE.columns;
-    f.for(0, p.columns - rest, TILE.columns, (column) => tile(column, TILE.columns));
+    const rest = p.columns % f.target.columns;
+    f.for(0, p.columns - rest, f.target.columns, (column) => tile(column, f.target.columns));
     if (rest > 0) tile(p.columns - rest, rest);
   });
 }

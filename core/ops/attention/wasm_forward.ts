@@ -22,6 +22,7 @@ import {
   v128,
   type WasmProgram,
   type WasmStage,
+  type WasmTarget,
 } from "../../wasm.ts";
 import {
   emitRowProduct,
@@ -31,7 +32,6 @@ import {
   type Layout,
   layoutOf,
   packStage,
-  PANEL,
   panelBytes,
   panelsOf,
   rowOf,
@@ -43,8 +43,8 @@ import {
 const FEW = 4;
 
 /** The program of attention. */
-export function forwardProgram(call: CallKernel): WasmProgram {
-  const layout = layoutOf(call, 1);
+export function forwardProgram(call: CallKernel, target: WasmTarget): WasmProgram {
+  const layout = layoutOf(call, 1, target);
   const { batches, heads, queries, keys, depth, block, blocks, line } = layout;
   if (batches * heads * queries * depth === 0) return { stages: [], workspace: 0, scratch: 0 };
   const packed = queries > FEW;
@@ -75,7 +75,7 @@ function emitBlock(f: KernelFunc, layout: Layout, packed: boolean): void {
   const keys = keyCount(f, layout);
   const { low, high } = keyRange(f, layout, keys, first, add(first, count, -1));
   // Panels begin at multiples of 8.
-  const start = f.let(i32.and(low, -PANEL));
+  const start = f.let(i32.and(low, -layout.panel));
   const left = f.let(rowOf(f.input(0), q, b, h, first));
   const position = f.let(add(keys, -queries, first));
   const scores = f.scratch;

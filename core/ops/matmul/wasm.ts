@@ -48,7 +48,7 @@ const FEW = 8;
 const SPEED = 25;
 
 /** The matrix product of two strided operands, with leading batch dimensions. */
-export function matmulWasm(call: CallKernel, _target: WasmTarget): WasmProgram {
+export function matmulWasm(call: CallKernel, target: WasmTarget): WasmProgram {
   const p = matrixOf(call);
   const { m, n, k } = p;
   const empty = { stages: [], workspace: 0, scratch: 0 };
@@ -62,9 +62,9 @@ export function matmulWasm(call: CallKernel, _target: WasmTarget): WasmProgram {
     return { ...empty, stages: [streams(p)] };
   }
   if (m <= FEW && plain && p.b.across === 1) {
-    return { ...empty, stages: [straight(p)] };
+    return { ...empty, stages: [straight(p, target)] };
   }
-  return packed(p);
+  return packed(p, target);
 }
 
 function zeros(p: Product): WasmStage {
@@ -203,11 +203,11 @@ function streams(p: Product): WasmStage {
 }
 
 /** Tiles of few rows straight from the operands, where b's columns lie side by side. */
-function straight(p: Product): WasmStage {
+function straight(p: Product, target: WasmTarget): WasmStage {
   const { m, n, k, a, b } = p;
   const bBytes = bytesOf(b.dtype);
   const rows = Math.min(m, a.deep === 1 ? TILE.along : TILE.rows);
-  const columns = TILE.columns;
+  const { columns } = target;
   const each = Math.max(columns, Math.ceil(65536 / (k * bBytes) / columns) * columns);
   const blocks = parts(n, each);
   return {
@@ -251,7 +251,7 @@ function straight(p: Product): WasmStage {
   };
 }
 
-/** One panel of b to pack: up to `TILE.columns` of its columns, some steps deep. */
+/** One panel of b to pack: up to a tile's columns of it, some steps deep. */
 export interface Panel {
   /** Where b's matrix begins, in elements. */
   readonly base: Code;
@@ -263,7 +263,7 @@ export interface Panel {
   readonly count: Int;
   /** How many of the columns there are. */
   readonly valid: Int;
-  /** Where the panel goes, as f32 [count, TILE.columns]. */
+  /** Where the panel goes, as f32 [count, columns of a tile]. */
   readonly to: Code;
 }
 
@@ -276,7 +276,7 @@ function stridedPanels({ b }: Product): PackPanel {
       f.input(b.input),
       mul(add(base, b.offset, mul(column, b.across), mul(depth, b.deep)), bytesOf(b.dtype)),
     );
-    emitPack(f, b, TILE.columns, from, to, count, valid);
+    emitPack(f, b, f.target.columns, from, to, count, valid);
   };
 }
 
@@ -284,15 +284,20 @@ function stridedPanels({ b }: Product): PackPanel {
  * Packs b, panel by panel, and multiplies tiles; in slices where b is large. `pack` says how, where b
  * is no plain operand.
  */
-export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProgram {
+export function packed(
+  p: Product,
+  target: WasmTarget,
+  pack: PackPanel = stridedPanels(p),
+): WasmProgram {
   const { m, n, k, a } = p;
-  const panels = parts(n, TILE.columns);
+  const across = target.columns;
+  const panels = parts(n, across);
   const deep = Math.ceil(parts(k, parts(k, DEPTH)) / 4) * 4;
   // A slice of b is some panels of some depth; deep products go on adding to what is there.
-  const thinnest = 4 * TILE.columns * Math.min(panels, COLUMNS / TILE.columns);
+  const thinnest = 4 * across * Math.min(panels, COLUMNS / across);
   const depthEach = Math.min(k, Math.max(1, Math.floor(PACKED / thinnest / deep)) * deep);
   const depthSlices = parts(k, depthEach);
-  const panelBytes = 4 * TILE.columns * depthEach;
+  const panelBytes = 4 * across * depthEach;
   // The batches that b has, which may be fewer than the product's.
   const own = p.outer.filter((d) => d.b !== 0);
   const matrices = own.reduce((x, d) => x * d.n, 1);
@@ -324,9 +329,9 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
       least(f.let(least(add(first, packEach), slicePanels)), i32.sub(panels, start)),
     );
     f.upTo(first, end, 1, () => {
-      const column = f.let(mul(add(start, first), TILE.columns));
+      const column = f.let(mul(add(start, first), across));
       const to = add(f.workspace(), mul(add(mul(matrix, slicePanels), first), panelBytes));
-      const valid = blockSize(n, TILE.columns, column);
+      const valid = blockSize(n, across, column);
       pack(f, { base: at.b, column, depth, count, valid, to });
     });
   };
@@ -336,7 +341,7 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
   const tall = plain && a.deep === 1 ? TILE.along : TILE.rows;
   const rows = Math.min(m, ROWS);
   const rowBlocks = parts(m, rows);
-  let wide = Math.min(slicePanels, COLUMNS / TILE.columns);
+  let wide = Math.min(slicePanels, COLUMNS / across);
   // Few rows: narrower units, so that no thread waits long for another's last one.
   while (wide > 8 && sliceBatches * rowBlocks * parts(slicePanels, wide) < UNITS) {
     wide = Math.ceil(wide / 2);
@@ -382,8 +387,8 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
         });
       }
       const tiles = (panel: Local, columns: number) => {
-        const packedB = f.let(add(right, mul(panel, panelBytes), mul(within, 4 * TILE.columns)));
-        const c = f.let(add(out, mul(add(start, panel), 4 * TILE.columns)));
+        const packedB = f.let(add(right, mul(panel, panelBytes), mul(within, 4 * across)));
+        const c = f.let(add(out, mul(add(start, panel), 4 * across)));
         const tile = (row: Local, height: number) =>
           emitTile(
             f,
@@ -393,7 +398,7 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
               columns,
               aRow: plain ? 4 * a.across : 4,
               aDepth: plain ? 4 * a.deep : 4 * TILE.rows,
-              bDepth: 4 * TILE.columns,
+              bDepth: 4 * across,
               cRow: 4 * n,
             },
             plain
@@ -412,12 +417,12 @@ export function packed(p: Product, pack: PackPanel = stridedPanels(p)): WasmProg
         }
       };
       const panel = f.let(firstPanel);
-      const full = n % TILE.columns === 0
+      const full = n % across === 0
         ? endPanel
-        : f.let(least(endPanel, i32.sub(Math.floor(n / TILE.columns), start)));
-      f.upTo(panel, full, 1, () => tiles(panel, TILE.columns));
-      if (n % TILE.columns !== 0) {
-        f.if(i32.lt_s(panel, endPanel), () => tiles(panel, n % TILE.columns));
+        : f.let(least(endPanel, i32.sub(Math.floor(n / across), start)));
+      f.upTo(panel, full, 1, () => tiles(panel, across));
+      if (n % across !== 0) {
+        f.if(i32.lt_s(panel, endPanel), () => tiles(panel, n % across));
       }
     });
   };

@@ -18,7 +18,7 @@ export const quantizedMatmulOp: KernelOp = kernel({
         : offset === 0 && (strides[0] === 1 || shape[0] === 1),
     epilogue: true,
     wgsl: (call: CallKernel, target) => quantizedMatmulWgsl(call, target),
-    wasm: (call: CallKernel, _target) => quantizedMatmulWasm(call),
+    wasm: (call: CallKernel, target) => quantizedMatmulWasm(call, target),
   },
   gradient: ({ g, inputs: [, words, scales], attrs, needs }) => [
     needs[0] ? product(g, words, scales, attrs as unknown as Packing, !attrs.turned) : null,

@@ -19,6 +19,7 @@ import {
   parts,
   type WasmProgram,
   type WasmStage,
+  type WasmTarget,
 } from "../../wasm.ts";
 import type { Packing } from "../dequantize.ts";
 import type { Product, Side } from "../matmul/product.ts";
@@ -31,7 +32,7 @@ const FEW = 8;
 const GROUP = 4;
 
 /** x [M, C] · Wᵀ, or where `turned` x [M, R] · W. */
-export function quantizedMatmulWasm(call: CallKernel): WasmProgram {
+export function quantizedMatmulWasm(call: CallKernel, target: WasmTarget): WasmProgram {
   const w = call.attrs as unknown as Packing & { readonly turned: boolean };
   const [x] = call.inputs;
   const [m, k] = x.shape;
@@ -50,7 +51,7 @@ export function quantizedMatmulWasm(call: CallKernel): WasmProgram {
   // Panels are packed in a way of their own, which looks at no strides of b.
   const b: Side = { input: 1, dtype: "f32", offset: 0, across: 1, deep: 1 };
   const p: Product = { m, n, k, batches: 1, outer: [], a, b };
-  return packed(p, (f, panel) => (w.turned ? packColumns : packRows)(f, w, panel));
+  return packed(p, target, (f, panel) => (w.turned ? packColumns : packRows)(f, w, panel));
 }
 
 /** Dot products of few rows of x with the rows of W. */

@@ -15,7 +15,6 @@ import {
   least,
   type Local,
   mul,
-  TILE,
   v128,
 } from "../../wasm.ts";
 import type { Packing } from "../dequantize.ts";
@@ -42,13 +41,13 @@ function scaleAt({ columns, block }: Packing, f: KernelFunc, row: Int, column: I
 
 /** Packs the rows of W from `panel.column` on as the columns of Wᵀ; depth runs along each row. */
 export function packRows(f: KernelFunc, w: Packing, panel: Panel): void {
-  for (let first = 0; first < TILE.columns; first += WIDTH) packEightRows(f, w, panel, first);
+  for (let first = 0; first < f.target.columns; first += WIDTH) packEightRows(f, w, panel, first);
 }
 
 function packEightRows(f: KernelFunc, w: Packing, panel: Panel, first: number): void {
   const rows = Array.from({ length: WIDTH }, (_, j) => {
     const { constant } = int(panel.valid);
-    const line = constant === TILE.columns ? first + j : least(first + j, add(panel.valid, -1));
+    const line = constant === f.target.columns ? first + j : least(first + j, add(panel.valid, -1));
     return f.let(add(panel.column, line));
   });
   const from = rows.map((row) => f.let(codesAt(w, f, row, 0)));
@@ -72,11 +71,11 @@ function packEightRows(f: KernelFunc, w: Packing, panel: Panel, first: number): 
       fourSteps(f, w, at).forEach((codes, half) => {
         levels(f, w.format, codes).forEach((level, v) => {
           const step = 2 * half + (v >> 1);
-          const place = 4 * TILE.columns * step + 16 * (v & 1);
+          const place = 4 * f.target.columns * step + 16 * (v & 1);
           f.store(target, f32x4.mul(level, scales[v & 1]), place);
         });
       });
-      f.set(target, add(target, 16 * TILE.columns));
+      f.set(target, add(target, 16 * f.target.columns));
     });
     return i32.lt_s(k, end);
   });
@@ -108,7 +107,9 @@ function fourSteps(f: KernelFunc, { format }: Packing, at: readonly Code[]): [Co
 
 /** Packs columns of W from `panel.column` on; depth runs along the rows of W. */
 export function packColumns(f: KernelFunc, w: Packing, panel: Panel): void {
-  for (let first = 0; first < TILE.columns; first += WIDTH) packEightColumns(f, w, panel, first);
+  for (let first = 0; first < f.target.columns; first += WIDTH) {
+    packEightColumns(f, w, panel, first);
+  }
 }
 
 function packEightColumns(f: KernelFunc, w: Packing, panel: Panel, first: number): void {
@@ -129,14 +130,14 @@ function packEightColumns(f: KernelFunc, w: Packing, panel: Panel, first: number
         if (row >= count) return;
         const from = v & 1 ? next ?? scales : scales;
         const scale = v128.load32_splat(from, row * scalesEach);
-        const place = 4 * TILE.columns * row + 16 * (v & 1);
+        const place = 4 * f.target.columns * row + 16 * (v & 1);
         f.store(target, f32x4.mul(level, scale), place);
       });
     });
     f.set(codes, add(codes, count * codesEach));
     f.set(scales, add(scales, count * scalesEach));
     if (next) f.set(next, add(next, count * scalesEach));
-    f.set(target, add(target, 4 * TILE.columns * count));
+    f.set(target, add(target, 4 * f.target.columns * count));
   };
   const k = f.let(0);
   f.upTo(k, add(panel.count, -3), 4, () => steps(4));
