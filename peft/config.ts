@@ -20,13 +20,16 @@ export interface EvaConfig {
   readonly rho?: number;
   /** Where PEFT stops to read data; kept for its readers, since here all batches count. Default 0.99. */
   readonly tau?: number;
-  /** Whether positions without a target are left out. Default true. */
+  /** Whether tokens that have no label are left out. Default true. */
   readonly use_label_mask?: boolean;
-  /** What stands in place of a target that is none. Default -100. */
+  /** What stands in place of a label that is none. Default -100. */
   readonly label_mask_value?: number;
-  /** Whether a direction is divided by the root of its singular value. Default false. */
+  /**
+   * Whether a direction is divided by the root of its singular value. PEFT's is larger, because it counts
+   * tokens again when it sees them again. Default false.
+   */
   readonly whiten?: boolean;
-  /** Whether α changes with the rank of a layer, so that its scale stays. Default true. */
+  /** Whether a layer's α changes as its rank does: α / r stays, and α / √r does not. Default true. */
   readonly adjust_scaling_factors?: boolean;
 }
 

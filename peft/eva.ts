@@ -5,7 +5,7 @@
  * @module
  */
 
-import { noGrad, read, type Tensor, tensor, Variable, zeros } from "../core/mod.ts";
+import { concatenate, noGrad, read, type Tensor, tensor, Variable, zeros } from "../core/mod.ts";
 import type { Module } from "../nn/mod.ts";
 import type { EvaConfig, ResolvedLoraConfig } from "./config.ts";
 import { LoraEmbedding, type LoraLayer } from "./layers.ts";
@@ -49,16 +49,16 @@ export async function planEva(
   name: string,
 ): Promise<EvaPlan> {
   const eva = config.eva_config as Required<EvaConfig>;
-  const most = (target: Target): number => Math.round(target.r * eva.rho);
   // Layers with room for adapters are asked for their output, the output layer too.
   attach(model, targets, { ...config, modules_to_save: null, bias: "none" }, name);
   const gathered = new Map<string, Gathered>();
-  let directions: Map<string, Directions>;
+  let most: ReadonlyMap<string, number>, directions: ReadonlyMap<string, Directions>;
   try {
     const layers = new Map(
       [...loraLayers(model)].filter(([, layer]) => layer.adapters.has(name)),
     );
     await gather(model, layers, eva, batches, gathered);
+    most = mostRanks(targets, gathered, eva.rho);
     directions = await decomposed(targets, gathered, most);
   } finally {
     for (const one of gathered.values()) one.dispose();
@@ -68,7 +68,7 @@ export async function planEva(
   // The budget of all ranks goes to the directions that explain most, whosever they are.
   const found = targets.flatMap((target) => {
     const { shares } = directions.get(target.path)!;
-    return Array.from(shares.subarray(0, most(target)), (share) => ({ target, share }));
+    return Array.from(shares.subarray(0, most.get(target.path)), (share) => ({ target, share }));
   });
   const budget = targets.reduce((sum, { r }) => sum + r, 0);
   const ranks = new Map<string, number>();
@@ -165,34 +165,76 @@ async function gather(
   }
 }
 
-/** 1 for each position of a batch that counts, [rows]; null where all do. */
+/**
+ * 1 for each position of a batch that counts, [rows]; null where all do. Those are the positions that
+ * attention sees and, with use_label_mask, whose own token has a label.
+ */
 function maskOf(batch: object, eva: Required<EvaConfig>): Tensor | null {
-  type Values = Tensor | Int32Array<ArrayBuffer>;
-  const { targets, attentionMask } = batch as { targets?: Values; attentionMask?: Values };
-  const flat = (values: Values): Tensor =>
-    (values instanceof Int32Array ? tensor(values) : values).flatten();
-  if (targets && eva.use_label_mask) return flat(targets).ne(eva.label_mask_value).to("f32");
-  return attentionMask ? flat(attentionMask).ne(0).to("f32") : null;
+  type Values = Tensor | Int32Array<ArrayBuffer> | Float32Array<ArrayBuffer>;
+  const given = batch as { readonly [key: string]: Values | undefined };
+  const { inputs, targets, labels, attentionMask } = given;
+  const shape = "shape" in batch ? batch.shape as number[] : (inputs as Tensor | undefined)?.shape;
+  if (shape?.length !== 2) return null;
+  const [b, t] = shape;
+  const rows = (values: Values): Tensor =>
+    ArrayBuffer.isView(values) ? tensor(values, { shape: [b, t] }) : values;
+  const sizeOf = (values: Values): number =>
+    ArrayBuffer.isView(values) ? values.length : values.size;
+  const isLabel = (values: Tensor): Tensor => values.ne(eva.label_mask_value).to("f32");
+  let mask: Tensor | null = attentionMask ? rows(attentionMask).ne(0).to("f32") : null;
+  const and = (other: Tensor): Tensor => mask ? mask.mul(other) : other;
+  if (eva.use_label_mask && inputs && targets) {
+    // A target is the next token's label. The first has none before it, and goes with its neighbour.
+    const wanted = rows(targets), first = isLabel(wanted.slice(1, 0, 1));
+    const before = wanted.slice(1, 0, t - 1); // of the positions from 1 on
+    mask = and(
+      t === 1 ? first : concatenate(
+        [first, isLabel(before).mul(before.eq(rows(inputs).slice(1, 1)).to("f32"))],
+        1,
+      ),
+    );
+  } else if (eva.use_label_mask && labels && sizeOf(labels) === b * t) {
+    mask = and(isLabel(rows(labels))); // a label for each token
+  }
+  return mask && mask.flatten();
+}
+
+/** The largest rank that each target may get. Those that are given the same have that of the largest. */
+function mostRanks(
+  targets: readonly Target[],
+  gathered: ReadonlyMap<string, Gathered>,
+  rho: number,
+): Map<string, number> {
+  const groups = new Map<Gathered | undefined, number>();
+  for (const { path, r } of targets) {
+    const own = gathered.get(path);
+    groups.set(own, Math.max(groups.get(own) ?? 0, roundedEven(r * rho)));
+  }
+  return new Map(targets.map(({ path }) => [path, groups.get(gathered.get(path))!]));
+}
+
+/** A half goes to the even neighbour, as in Python. */
+function roundedEven(x: number): number {
+  const rounded = Math.round(x);
+  return rounded - x === 0.5 && rounded % 2 === 1 ? rounded - 1 : rounded;
 }
 
 /** The directions that each target's inputs have. */
 async function decomposed(
   targets: readonly Target[],
   gathered: ReadonlyMap<string, Gathered>,
-  most: (target: Target) => number,
+  most: ReadonlyMap<string, number>,
 ): Promise<Map<string, Directions>> {
   const known = new Map<Gathered, Directions>();
   const found = new Map<string, Directions>();
-  for (const target of targets) {
-    const { path } = target;
+  for (const { path } of targets) {
     const own = gathered.get(path);
     if (!own) {
       throw new RangeError(
         `LoRA: init_lora_weights "eva" needs batches in which ${path} has a part; it saw none`,
       );
     }
-    const shared = targets.filter(({ path }) => gathered.get(path) === own);
-    const size = own.sum.size, wanted = Math.min(size, Math.max(...shared.map(most)));
+    const wanted = Math.min(own.sum.size, most.get(path)!);
     const directions = known.get(own) ?? await directionsOf(own, wanted, path);
     known.set(own, directions);
     found.set(path, directions);
@@ -211,7 +253,7 @@ async function directionsOf(
   if (!(count > wanted)) {
     throw new RangeError(
       `${what} needs more than ${wanted} tokens that count to find as many directions, got ` +
-        `${count} at ${path}; give more batches`,
+        `${count} at ${path}; give more batches, or use_label_mask: false`,
     );
   }
   const size = sum.length;
@@ -233,31 +275,32 @@ async function directionsOf(
   // The values are squares, so few iterations tell the large ones from the small.
   const iterations = size <= EXACT ? undefined : 8;
   const { u, s } = topSvd(columns(centred, size, size), wanted, iterations);
+  for (const vector of u) {
+    // PEFT's choice between a direction and its opposite.
+    const largest = vector.reduce((most, x) => Math.abs(x) > Math.abs(most) ? x : most, 0);
+    if (largest < 0) vector.forEach((x, i) => vector[i] = -x);
+  }
   return { vectors: u, values: s.map(Math.sqrt), shares: s.map((x) => x / total) };
 }
 
-/** The configuration that says which layer has which rank. */
+/** The configuration that says which layer has which rank, as PEFT writes it. */
 function withRanks(
   config: ResolvedLoraConfig,
   targets: readonly Target[],
   ranks: ReadonlyMap<string, number>,
 ): ResolvedLoraConfig {
   const kept = targets.filter(({ path }) => ranks.has(path));
-  const uneven = kept.filter(({ path, r }) => ranks.get(path) !== r);
-  if (uneven.length === 0 && kept.length === targets.length) return config;
-  const { eva_config: eva, use_rslora } = config;
-  const alphaOf = ({ path, r, alpha }: Target): number => {
-    if (!eva!.adjust_scaling_factors) return alpha;
-    const grown = ranks.get(path)! / r;
-    return alpha * (use_rslora ? Math.sqrt(grown) : grown);
-  };
+  const { adjust_scaling_factors: adjusts } = config.eva_config!;
+  const alphaOf = ({ path, r, alpha }: Target): number =>
+    adjusts ? alpha * (ranks.get(path)! / r) : alpha;
+  const pattern = (of: (target: Target) => number, rule: number): Record<string, number> =>
+    Object.fromEntries(
+      kept.map((target) => [target.path, of(target)] as const).filter(([, x]) => x !== rule),
+    );
   return {
     ...config,
-    rank_pattern: Object.fromEntries(kept.map(({ path }) => [path, ranks.get(path)!])),
-    alpha_pattern: Object.fromEntries(kept.map((target) => [target.path, alphaOf(target)])),
+    rank_pattern: pattern(({ path }) => ranks.get(path)!, config.r),
+    alpha_pattern: pattern(alphaOf, config.lora_alpha),
     target_modules: kept.map(({ path }) => path),
-    exclude_modules: null,
-    layers_to_transform: null,
-    layers_pattern: null,
   };
 }

@@ -71,7 +71,8 @@ export function logitsOf(model: AnyModel): Tensor {
 /** A batch to learn from. */
 function batchOf(model: AnyModel, task: Family["task"]): object {
   if (model instanceof CausalLM) {
-    const targets = tensor(ROWS.map((row) => row.map((id) => id + 1)), { dtype: "i32" });
+    // The next token; after the last comes the first.
+    const targets = tensor(ROWS.map((row) => [...row.slice(1), row[0]]), { dtype: "i32" });
     return { inputs: ids(), targets };
   }
   if (model instanceof DecoderClassifier) {

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { init, manualSeed, noGrad, type Tensor, tensor } from "@graft/ml";
-import { LlamaForCausalLM, Module, quantize } from "@graft/ml/nn";
+import { BertForTokenClassification, LlamaForCausalLM, Module, quantize } from "@graft/ml/nn";
 import {
   adapterStatus,
   inject,
@@ -20,8 +20,8 @@ const ids = (): Tensor =>
   tensor(Int32Array.from({ length: 2 * TOKENS }, (_, i) => (i * i + 3 * i) % 23), {
     shape: [2, TOKENS],
   });
-/** The second half of each row is none that counts. */
-const targets = (): Tensor => ids().slice(1, 0, TOKENS / 2).pad(1, 0, TOKENS / 2, -100);
+/** The next tokens; the second half of each row has no label. */
+const targets = (): Tensor => ids().slice(1, 1, TOKENS / 2).pad(1, 0, TOKENS / 2 + 1, -100);
 const batches = (): object[] =>
   [0, 1].map((b) => ({ inputs: ids().slice(0, b, b + 1), targets: targets().slice(0, b, b + 1) }));
 
@@ -105,7 +105,7 @@ forEachDevice("eva: A is the directions in which a layer's inputs vary most", as
   }
 });
 
-Deno.test("eva: ranks go where inputs vary, their sum and each scale stay; in files", async () => {
+Deno.test("eva: ranks go where inputs vary, their sum stays and α goes with them; in files", async () => {
   const device = await init({ device: "cpu" });
   const folder = await Deno.makeTempDir();
   for (const use_rslora of [false, true]) {
@@ -135,7 +135,9 @@ Deno.test("eva: ranks go where inputs vary, their sum and each scale stay; in fi
     assert(new Set(ranks.map(([, r]) => r)).size > 2, `${ranks}`);
     for (const [path, pair] of pairs) {
       const r = path === "lm_head" ? 2 : 4;
-      assert(Math.abs(pair.scale - 6 / (use_rslora ? Math.sqrt(r) : r)) < 1e-12, path);
+      const alpha = 6 * pair.a.shape[0] / r; // PEFT's, with rsLoRA too
+      const scale = alpha / (use_rslora ? Math.sqrt(pair.a.shape[0]) : pair.a.shape[0]);
+      assert(Math.abs(pair.scale - scale) < 1e-12, path);
     }
     // Queries and values of a layer see the same.
     const a = await Promise.all(
@@ -156,11 +158,42 @@ Deno.test("eva: ranks go where inputs vary, their sum and each scale stay; in fi
   await device.close();
 });
 
+Deno.test("eva: an encoder's padding and tokens without a label do not count", async () => {
+  const device = await init({ device: "cpu" });
+  const started = async (batch: object): Promise<Float32Array> => {
+    manualSeed(7);
+    const model = new BertForTokenClassification({
+      vocab_size: 23,
+      hidden_size: SIZE,
+      intermediate_size: 24,
+      num_hidden_layers: 1,
+      num_attention_heads: 2,
+    });
+    await injectFromBase(model, { r: 2, target_modules: ["query"], init_lora_weights: "eva" }, {
+      batches: [batch],
+    });
+    return await [...pairsOf(model).values()][0].a.data() as Float32Array;
+  };
+  const half = (values: Tensor, rest: number): Tensor =>
+    values.slice(1, 0, TOKENS / 2).pad(1, 0, TOKENS / 2, rest);
+  const inputs = ids(), labels = inputs.mul(0), attentionMask = labels.add(1);
+  const want = await started({ inputs: ids().slice(1, 0, 20), labels: labels.slice(1, 0, 20) });
+  const cases: [object, boolean][] = [
+    [{ inputs, labels: half(labels, -100) }, true],
+    [{ inputs, labels, attentionMask: half(attentionMask, 0) }, true],
+    [{ inputs, labels, attentionMask }, false],
+  ];
+  for (const [batch, isSame] of cases) {
+    assertEquals(apart(await started(batch), want) < 1e-3, isSame, Object.keys(batch).join());
+  }
+  await device.close();
+});
+
 Deno.test("eva: what cannot be is refused, and changes nothing", async () => {
   const device = await init({ device: "cpu" });
   const model = fresh(), base = await logits(model);
   const eva: LoraConfig = { r: 4, target_modules: ["q_proj"], init_lora_weights: "eva" };
-  const few = [{ inputs: ids().slice(1, 0, 4), targets: ids().slice(1, 0, 4) }];
+  const few = [{ inputs: ids().slice(1, 0, 4), targets: ids().slice(1, 1, 5) }];
   const same = tensor(new Int32Array(TOKENS), { shape: [1, TOKENS] });
   const first: LoraConfig = { ...eva, layers_to_transform: [0] };
   const bad: [LoraConfig, object[] | undefined, string][] = [
