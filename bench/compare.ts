@@ -41,6 +41,8 @@ export interface Effort {
 const TOLERANCE = 2e-3;
 /** Milliseconds that a training step is repeated for before it is measured. */
 const WARMING = 4000;
+/** Milliseconds of a sample of training: others have filled the caches since the one before. */
+const STEADY = 400;
 /** Training goes different ways after a while; so many losses are compared. */
 const COMPARED = 5;
 
@@ -92,7 +94,8 @@ export class Sides {
         // Engines compile what runs often, and training runs for long: what counts comes after that.
         const warming = fresh ? Math.floor(WARMING / ms!) : 0;
         if (warming > 0) await process.ask({ ask: "run", times: warming });
-        const reps = Math.min(200, Math.max(1, Math.round(effort.sample / ms!)));
+        const sample = fresh ? STEADY : effort.sample;
+        const reps = Math.min(200, Math.max(1, Math.round(sample / ms!)));
         runners.push({ label, process, first: opened! + first, reps });
         samples.set(label, []);
         spent.set(label, first + ms!);

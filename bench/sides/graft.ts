@@ -36,7 +36,9 @@ import { serve } from "./serve.ts";
 async function graftSide(device: "cpu" | "webgpu", threads: number): Promise<Side> {
   const opened = await init({ device, threads });
   return {
-    name: `graft, ${opened.name === "cpu" ? "cpu" : "WebGPU"}`,
+    name: opened.name === "webgpu"
+      ? "graft, WebGPU"
+      : `graft, cpu${opened.description.includes("pairs") ? ", V8's vectors in pairs" : ""}`,
     open: async (work) => await open(work, opened),
   };
 }

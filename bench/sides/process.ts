@@ -13,6 +13,7 @@ export interface Launch {
   readonly label: string;
   readonly command: string;
   readonly args: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 /** Longest that a side may take over one answer, in milliseconds. */
@@ -31,7 +32,13 @@ const peer = (file: string, device: string, threads: number): readonly string[] 
   `${threads}`,
 ];
 
-/** The sides for a device: graft first. PyTorch's are named by their interpreters. */
+/** V8's flags for pairs of vectors: see docs/performance.md. */
+const PAIRS = "--experimental-wasm-revectorize,--no-wasm-bounds-checks";
+
+/**
+ * The sides for a device: graft first, and on the cpu once more with vectors in pairs. PyTorch's are
+ * named by their interpreters.
+ */
 export function launches(
   device: "cpu" | "webgpu",
   threads: number,
@@ -42,6 +49,9 @@ export function launches(
   const graft = ["run", "-A", "--quiet", path("./graft.ts"), device, `${threads}`];
   return [
     { label: "graft", command: deno, args: graft },
+    ...(device === "cpu"
+      ? [{ label: "graft in pairs", command: deno, args: graft, env: { DENO_V8_FLAGS: PAIRS } }]
+      : []),
     { label: "jax-js", command: deno, args: peer("jax_js.ts", wasm, threads) },
     { label: "tfjs", command: deno, args: peer("tfjs.ts", wasm, threads) },
     ...(device === "cpu" ? pythons : []).map((command): Launch => ({
@@ -74,7 +84,7 @@ export class SideProcess {
   }
 
   /** Starts a side; throws the last lines of what it said where it does not get ready. */
-  static async start({ label, command, args }: Launch): Promise<SideProcess> {
+  static async start({ label, command, args, env }: Launch): Promise<SideProcess> {
     const shaders = await Deno.makeTempDir({ prefix: "graft-bench-shaders-" });
     const process = new Deno.Command(command, {
       args: [...args],
@@ -82,7 +92,7 @@ export class SideProcess {
       stdout: "piped",
       stderr: "null",
       // A driver's cache would hand one side, and not another, shaders compiled on an earlier day.
-      env: { PYTHONDONTWRITEBYTECODE: "1", MESA_SHADER_CACHE_DIR: shaders },
+      env: { PYTHONDONTWRITEBYTECODE: "1", MESA_SHADER_CACHE_DIR: shaders, ...env },
     }).spawn();
     const out = lines(process.stdout);
     const { name } = await answer(out, label, process);
