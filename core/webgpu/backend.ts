@@ -15,9 +15,10 @@ import type {
   Step,
 } from "../kernel.ts";
 import { type CompiledPass, Compiler } from "./compile.ts";
-import { type OpenDevice, openDevice, USAGE, type WebGpuOptions } from "./device.ts";
+import { type OpenDevice, openDevice, type WebGpuOptions } from "./device.ts";
 import { DeviceErrors, Memory, STORAGE_USAGE, WebGpuBuffer } from "./memory.ts";
 import { type Piece, Staging } from "./staging.ts";
+import { Uniforms } from "./uniforms.ts";
 
 export { webGpuAdapterProblem, type WebGpuOptions } from "./device.ts";
 
@@ -56,7 +57,7 @@ class WebGpuBackend implements Backend {
   constructor({ device, description, target }: OpenDevice) {
     this.device = device;
     this.description = description;
-    // Scalars are a uniform buffer; one storage binding is left for a workspace.
+    // Scalars and parameters are uniforms; one storage binding is left for a workspace.
     this.maxBindings = device.limits.maxStorageBuffersPerShaderStage - 1;
     this.maxBytes = Math.min(
       device.limits.maxStorageBufferBindingSize,
@@ -138,25 +139,23 @@ class WebGpuProgram implements Program {
   /** The commands of each submission. */
   readonly #submissions: Command[][] = [[]];
   readonly #labels: readonly string[];
-  readonly #scalars: WebGpuBuffer | null = null;
+  readonly #uniforms: Uniforms;
   #settled = false;
   #disposed = false;
 
   constructor(backend: WebGpuBackend, steps: readonly Step[], scalarWords: number) {
     this.#backend = backend;
     this.#labels = steps.map((step) => step.kernel.label);
-    if (scalarWords > 0) {
-      // Whole slices of 256 bytes, so that the last step's is inside too.
-      this.#scalars = backend.memory.allocate(
-        Math.ceil(scalarWords / 64) * 256,
-        USAGE.UNIFORM | USAGE.COPY_DST,
-        "a program's scalars",
-      );
-    }
+    const compiled = steps.map((step) => backend.compiler.compile(step.kernel, aliasesOf(step)));
+    this.#uniforms = new Uniforms(
+      backend.device,
+      backend.memory,
+      compiled.flatMap((kernel) => kernel.passes),
+      scalarWords,
+    );
     let cost = 0;
-    for (const step of steps) {
-      const aliases = aliasesOf(step);
-      for (const pass of backend.compiler.compile(step.kernel, aliases).passes) {
+    steps.forEach((step, i) => {
+      for (const pass of compiled[i].passes) {
         const last = this.#submissions.at(-1)!;
         cost += pass.cost;
         const command = this.#bind(pass, step);
@@ -167,7 +166,7 @@ class WebGpuProgram implements Program {
           last.push(command);
         }
       }
-    }
+    });
   }
 
   #bind(pass: CompiledPass, step: Step): Command {
@@ -177,17 +176,20 @@ class WebGpuProgram implements Program {
       switch (source.kind) {
         case "scalars": {
           const size = Math.max(16, Math.ceil(step.kernel.scalars.length / 4) * 16);
-          if (!this.#scalars || step.scalars * 4 + size > this.#scalars.bytes) {
+          const { buffer, scalarBytes } = this.#uniforms;
+          if (!buffer || step.scalars * 4 + size > scalarBytes) {
             throw new Error(
               `webgpu: ${label} needs ${step.kernel.scalars.length} scalars from word ` +
-                `${step.scalars}, and the program has ${(this.#scalars?.bytes ?? 0) / 4} words`,
+                `${step.scalars}, and the program has ${scalarBytes / 4} words`,
             );
           }
           return {
             binding,
-            resource: { buffer: this.#scalars.gpu, offset: step.scalars * 4, size },
+            resource: { buffer: buffer.gpu, offset: step.scalars * 4, size },
           };
         }
+        case "parameters":
+          return { binding, resource: this.#uniforms.parameters(pass) };
         case "workspace":
           if (!step.workspace) throw new Error(`webgpu: ${label} needs a workspace, and got none`);
           return { binding, resource: { buffer: own(step.workspace).gpu } };
@@ -226,8 +228,9 @@ class WebGpuProgram implements Program {
     const pieces: Piece[] = [];
     // All is enqueued before the first await: what is called next comes after.
     errors.watch(() => this.#describe(), ["validation", "out-of-memory"], () => {
-      if (this.#scalars && run.scalars.length > 0) {
-        device.queue.writeBuffer(this.#scalars.gpu, 0, run.scalars);
+      const uniforms = this.#uniforms.buffer;
+      if (uniforms && run.scalars.length > 0) {
+        device.queue.writeBuffer(uniforms.gpu, 0, run.scalars);
       }
       this.#submissions.forEach((commands, i) => {
         const last = i === this.#submissions.length - 1;
@@ -264,7 +267,7 @@ class WebGpuProgram implements Program {
 
   dispose(): void {
     this.#disposed = true;
-    if (this.#scalars) this.#backend.memory.free(this.#scalars);
+    if (this.#uniforms.buffer) this.#backend.memory.free(this.#uniforms.buffer);
   }
 }
 

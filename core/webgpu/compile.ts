@@ -21,6 +21,7 @@ export interface CompiledPass {
   readonly pipeline: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
   readonly bindings: readonly WgslBinding[];
+  readonly parameters: Uint32Array<ArrayBuffer>;
   readonly workgroups: readonly [number, number, number];
   readonly cost: number;
 }
@@ -105,8 +106,8 @@ export class Compiler {
       this.#memory.counters.pipelines++;
       this.#pipelines.set(source, pipeline);
     }
-    const { bindings, workgroups, cost } = pass;
-    return { pipeline, layout, bindings, workgroups, cost };
+    const { bindings, parameters, workgroups, cost } = pass;
+    return { pipeline, layout, bindings, parameters, workgroups, cost };
   }
 
   #layout(bindings: readonly WgslBinding[], label: string): GPUBindGroupLayout {
@@ -123,11 +124,7 @@ export class Compiler {
               binding,
               visibility: COMPUTE_STAGE,
               buffer: {
-                type: b.source.kind === "scalars"
-                  ? "uniform"
-                  : b.write
-                  ? "storage"
-                  : "read-only-storage",
+                type: isUniform(b) ? "uniform" : b.write ? "storage" : "read-only-storage",
               },
             })),
           }),
@@ -138,6 +135,10 @@ export class Compiler {
   }
 }
 
+function isUniform({ source }: WgslBinding): boolean {
+  return source.kind === "scalars" || source.kind === "parameters";
+}
+
 function layoutKey(bindings: readonly WgslBinding[]): string {
-  return bindings.map((b) => b.source.kind === "scalars" ? "u" : b.write ? "w" : "r").join("");
+  return bindings.map((b) => isUniform(b) ? "u" : b.write ? "w" : "r").join("");
 }

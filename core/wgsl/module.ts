@@ -26,6 +26,8 @@ export class WgslModule {
   readonly #helpers = new Set<string>();
   readonly #scalars: readonly Register[];
   #scalarBinding = -1;
+  readonly #parameters: number[] = [];
+  #parameterBinding = -1;
   #names = 0;
 
   /** A module for `target`; `scalars` are the types of the kernel's per-step values. */
@@ -78,12 +80,29 @@ export class WgslModule {
       : `bitcast<${type}>(${word})`;
   }
 
+  /**
+   * A size or a stride, as an expression of `type`. For a software device it is read from a uniform,
+   * so that one pipeline serves kernels that differ in sizes alone: compiling takes most of a first
+   * step there. Else it is a literal, which a GPU's compiler computes with.
+   */
+  parameter(value: number, type: "u32" | "i32" = "u32"): string {
+    if (!this.target.software) return type === "u32" ? `${value}u` : `${value}`;
+    if (this.#parameterBinding < 0) {
+      this.#bindings.push({ source: { kind: "parameters" }, write: false, type: "" });
+      this.#parameterBinding = this.#bindings.length - 1;
+    }
+    const slot = this.#parameters.push(value) - 1;
+    const word = `b${this.#parameterBinding}[${slot >> 2}u].${"xyzw"[slot & 3]}`;
+    return type === "u32" ? word : `bitcast<i32>(${word})`;
+  }
+
   /** The finished pass. `body` holds functions and the entry point. */
   pass(body: string, workgroups: readonly [number, number, number], cost: number): WgslPass {
+    const uniform = { scalars: this.#scalars.length, parameters: this.#parameters.length };
     const declarations = this.#bindings.map((b, i) =>
-      b.source.kind === "scalars"
+      b.source.kind === "scalars" || b.source.kind === "parameters"
         ? `@group(0) @binding(${i}) var<uniform> b${i}: array<vec4<u32>, ${
-          Math.max(1, Math.ceil(this.#scalars.length / 4))
+          Math.ceil(uniform[b.source.kind] / 4)
         }>;`
         : `@group(0) @binding(${i}) var<storage, ${
           b.write ? "read_write" : "read"
@@ -92,6 +111,7 @@ export class WgslModule {
     return {
       code: [...declarations, preludeOf(this.#helpers), body].filter((s) => s !== "").join("\n"),
       bindings: this.#bindings.map(({ source, write }) => ({ source, write })),
+      parameters: Uint32Array.from(this.#parameters),
       workgroups,
       cost,
     };

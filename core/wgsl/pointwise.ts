@@ -112,8 +112,8 @@ fn place(flat: u32) -> i32 {
 }
 @compute @workgroup_size(${size})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let at = id.x + id.y * ${groups[0] * size}u;
-  if (at >= ${points}u) { return; }
+  let at = id.x + id.y * ${module.parameter(groups[0] * size)};
+  if (at >= ${module.parameter(points)}) { return; }
   ${store}
 }`;
   return { passes: [module.pass(code, groups, count * 4)], workspace: 0 };

@@ -20,11 +20,15 @@ export interface WgslTarget {
   readonly maxWorkgroups: number;
 }
 
-/** What stands behind a binding: an input or output of the kernel, its workspace or its scalars. */
+/**
+ * What stands behind a binding: an input or output of the kernel, its workspace, its scalars or the
+ * pass's parameters.
+ */
 export type WgslSource =
   | { readonly kind: "input" | "output"; readonly index: number }
   | { readonly kind: "workspace" }
-  | { readonly kind: "scalars" };
+  | { readonly kind: "scalars" }
+  | { readonly kind: "parameters" };
 
 /** Binding number i of a pass, where i is its place in {@linkcode WgslPass.bindings}. */
 export interface WgslBinding {
@@ -36,6 +40,8 @@ export interface WgslBinding {
 export interface WgslPass {
   readonly code: string;
   readonly bindings: readonly WgslBinding[];
+  /** The words of its `parameters` binding: passes that differ in them alone share a pipeline. */
+  readonly parameters: Uint32Array<ArrayBuffer>;
   /** Workgroups along x, y and z. */
   readonly workgroups: readonly [number, number, number];
   /** Floating-point operations, roughly: long command lists are cut by it. */

@@ -103,7 +103,7 @@ export function collapse(space: Space): Space {
 
 /**
  * Statements that split the u32 `flat` over dimensions `first` to `last - 1` of `shape` into i32
- * variables named `prefix` and the dimension.
+ * variables named `prefix` and the dimension. `text` writes a size.
  */
 export function coordinatesOf(
   shape: readonly number[],
@@ -111,6 +111,7 @@ export function coordinatesOf(
   last: number,
   flat: string,
   prefix = "c",
+  text: (size: number) => string = (size) => `${size}u`,
 ): string {
   const lines: string[] = [];
   let rest = flat;
@@ -118,8 +119,9 @@ export function coordinatesOf(
     if (d === first) {
       lines.push(`let ${prefix}${d} = i32(${rest});`);
     } else {
-      lines.push(`let ${prefix}${d} = i32(${rest} % ${shape[d]}u);`);
-      lines.push(`let ${prefix}r${d} = ${rest} / ${shape[d]}u;`);
+      const size = text(shape[d]);
+      lines.push(`let ${prefix}${d} = i32(${rest} % ${size});`);
+      lines.push(`let ${prefix}r${d} = ${rest} / ${size};`);
       rest = `${prefix}r${d}`;
     }
   }

@@ -185,8 +185,8 @@ export function vectorWgsl(
 }
 @compute @workgroup_size(${size})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let at = id.x + id.y * ${groups[0] * size}u;
-  if (at >= ${points}u) { return; }
+  let at = id.x + id.y * ${module.parameter(groups[0] * size)};
+  if (at >= ${module.parameter(points)}) { return; }
   let flat = at * 4u;
   ${coordinatesOf(shape, 0, rank, "flat")}
   ${loads.join("\n  ")}

@@ -3,8 +3,9 @@
 import { assert, assertEquals } from "@std/assert";
 import type { DType } from "../../core/dtype.ts";
 import { apply, bitcast, cast, constant, type Expr, select } from "../../core/expr.ts";
-import type { LoopKernel } from "../../core/kernel.ts";
-import { backend, check, gpuTest, load, loop, runSteps } from "./webgpu_lab.ts";
+import type { CallKernel, LoopKernel } from "../../core/kernel.ts";
+import { pointwiseWgsl, type WgslProgram, type WgslTarget } from "../../core/wgsl.ts";
+import { backend, check, gpuTest, load, loop, operand, runCall, runSteps } from "./webgpu_lab.ts";
 
 /** Runs `kernel` and its oracle on random inputs of the given lengths. */
 async function compare(
@@ -40,6 +41,37 @@ gpuTest("pointwise: fused arithmetic over broadcast, transposed and bounded load
   const body = apply("add", apply("mul", a, b), apply("exp", apply("neg", apply("abs", c))));
   await compare(loop([5, 3, 4], 0, body, ["f32", "f32", "f32"]), [60, 12, 7], 60);
 });
+
+/** Twice the input, as for a software device. */
+function doubled(call: CallKernel, target: WgslTarget): WgslProgram {
+  const { shape } = call.outputs[0];
+  const body = apply("add", load("f32", 0, [shape[1], 1]), load("f32", 0, [shape[1], 1]));
+  const kernel = loop([...shape], 0, body, ["f32"]);
+  return pointwiseWgsl(kernel, [], { ...target, software: true });
+}
+
+gpuTest(
+  "pointwise: on a software device kernels that differ in length share a pipeline",
+  async () => {
+    const { counters } = await backend();
+    const made = async (rows: number, columns: number): Promise<number> => {
+      const before = counters.pipelines;
+      const x = operand([rows, columns]);
+      const [got] = await runCall({
+        wgsl: doubled,
+        inputs: [x],
+        outputs: [{ shape: [rows, columns] }],
+      });
+      assertEquals(got, x.values.map((v) => 2 * v));
+      return counters.pipelines - before;
+    };
+    await made(30, 50);
+    assertEquals(await made(7, 61), 0);
+    // In vectors of four.
+    assertEquals(await made(128, 128), 1);
+    assertEquals(await made(68, 300), 0);
+  },
+);
 
 gpuTest("pointwise: in vectors of four", async () => {
   const shape = [30, 9, 64]; // 17,280 elements
@@ -305,6 +337,7 @@ gpuTest("errors say what was asked for", async () => {
       passes: [{
         code: "@compute @workgroup_size(1) fn main() { nonsense(); }",
         bindings: [],
+        parameters: new Uint32Array(0),
         workgroups: [1, 1, 1] as const,
         cost: 1,
       }],

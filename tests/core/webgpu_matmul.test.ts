@@ -2,7 +2,20 @@
 // for the device at hand and as for a real GPU.
 import { apply, type Expr } from "../../core/expr.ts";
 import { matmulWgsl } from "../../core/ops/matmul/wgsl.ts";
-import { close, element, gpuTest, type LabOperand, load, operand, runCall } from "./webgpu_lab.ts";
+import type { DType } from "../../core/dtype.ts";
+import type { CallKernel } from "../../core/kernel.ts";
+import type { WgslProgram, WgslTarget } from "../../core/wgsl.ts";
+import { assertEquals } from "@std/assert";
+import {
+  backend,
+  close,
+  element,
+  gpuTest,
+  type LabOperand,
+  load,
+  operand,
+  runCall,
+} from "./webgpu_lab.ts";
 
 /** The product of two operands with the same batch dimensions. */
 function oracle(a: LabOperand, b: LabOperand): number[] {
@@ -139,3 +152,51 @@ for (const asGpu of [false, true]) {
     }
   });
 }
+
+/** As for a software device that lets no dispatch be long in any dimension. */
+function folded(call: CallKernel, target: WgslTarget): WgslProgram {
+  return matmulWgsl(call, { ...target, software: true, maxWorkgroups: 6 });
+}
+
+gpuTest("matmul: more tiles in registers than a dispatch is long", async () => {
+  const cases = [
+    [operand([3, 60, 9]), operand([3, 9, 70])],
+    [operand([70, 60]), operand([60, 30])],
+    [operand([5, 2, 1200]), operand([5, 1200, 8])],
+  ];
+  for (const [a, b] of cases) {
+    const shape = [...a.shape.slice(0, -1), b.shape.at(-1)!];
+    const [got] = await runCall({ wgsl: folded, inputs: [a, b], outputs: [{ shape }] });
+    close(got, oracle(a, b), 1e-5, `${a.shape} · ${b.shape}`);
+  }
+});
+
+/** As for a software device. */
+function inRegisters(call: CallKernel, target: WgslTarget): WgslProgram {
+  return matmulWgsl(call, { ...target, software: true });
+}
+
+gpuTest("matmul: products in registers that differ in sizes share a pipeline", async () => {
+  const { counters } = await backend();
+  const made = async (
+    m: number,
+    k: number,
+    n: number,
+    pad = 0,
+    dtype: DType = "f32",
+  ): Promise<number> => {
+    const before = counters.pipelines;
+    const a = operand([m, k], [0, 1], { pad, dtype }), b = operand([k, n], [1, 0], { offset: pad });
+    const outputs = [{ shape: [m, n] }];
+    const [got] = await runCall({ wgsl: inRegisters, inputs: [a, b], outputs });
+    close(got, oracle(a, b), 1e-5, `${m}x${k}x${n}`);
+    return counters.pipelines - before;
+  };
+  await made(72, 44, 320);
+  assertEquals(await made(128, 44, 192), 0, "other rows and columns");
+  assertEquals(await made(72, 60, 256, 4), 0, "other strides and an offset");
+  // In chunks of K: the pass that adds them is one more, the first time.
+  await made(8, 1028, 64);
+  assertEquals(await made(16, 516, 64), 0, "other chunks");
+  assertEquals(await made(72, 44, 320, 0, "f16"), 1, "another dtype");
+});

@@ -99,11 +99,13 @@ function sumOfChunks(call: CallKernel, chunks: number, target: WgslTarget): Wgsl
   const code = `${epilogue}
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let at = id.x + id.y * ${groups[0] * 64}u;
-  if (at >= ${count}u) { return; }
+  let at = id.x + id.y * ${module.parameter(groups[0] * 64)};
+  let count = ${module.parameter(count)};
+  if (at >= count) { return; }
   var total = 0.0;
-  for (var chunk = 0u; chunk < ${chunks}u; chunk++) {
-    total += ${workspace.load(`chunk * ${count}u + at`)};
+  let chunks = ${module.parameter(chunks)};
+  for (var chunk = 0u; chunk < chunks; chunk++) {
+    total += ${workspace.load("chunk * count + at")};
   }
   ${out.store("at", call.epilogue ? "epilogue(total, at)" : "total")}
 }`;

@@ -84,8 +84,9 @@ export function productOf(call: CallKernel): Product {
 }
 
 /**
- * Binds operand `index` and returns WGSL functions over (base, outer, inner), all u32: `NAME_at` gives
- * one element; `NAME_vec`, where the side has vectors, the four from there on.
+ * Binds operand `index` and returns WGSL functions: `NAME_base(batch)` and, from it, `NAME_line(base,
+ * outer)` say where a line along K begins; `NAME_at(line, inner)` gives one element of it; `NAME_vec`,
+ * where the side has vectors, the four from there on.
  */
 export function sideFunctions(
   module: WgslModule,
@@ -95,28 +96,35 @@ export function sideFunctions(
   batch: readonly number[],
 ): string {
   if (side.functions) return side.functions(module, name);
-  const address = `base + i32(o) * ${side.outer} + i32(i) * ${side.inner}`;
+  // A stride of one is no multiplication.
+  const times = (i: string, stride: number): string =>
+    stride === 1 ? `i32(${i})` : `i32(${i}) * ${module.parameter(stride, "i32")}`;
   const source = { kind: "input", index } as const;
   const functions: string[] = [];
+  const address = `line + ${times("i", side.inner)}`;
   if (side.vectors) {
     const variable = module.bind(source, "vec4<f32>");
-    functions.push(`fn ${name}_vec(base: i32, o: u32, i: u32) -> vec4<f32> {
+    functions.push(`fn ${name}_vec(line: i32, i: u32) -> vec4<f32> {
   return ${variable}[u32(${address}) >> 2u];
 }
-fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
+fn ${name}_at(line: i32, i: u32) -> f32 {
   let at = u32(${address});
   return ${variable}[at >> 2u][at & 3u];
 }`);
   } else {
     const array: WgslArray = module.array(source, side.operand.dtype);
-    functions.push(`fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
+    functions.push(`fn ${name}_at(line: i32, i: u32) -> f32 {
   let at = ${address};
   return ${array.load("at")};
 }`);
   }
-  const terms = side.batch.map((s, d) => `c${d} * ${s}`).concat(`${side.operand.offset}`);
-  functions.push(`fn ${name}_base(batch: u32) -> i32 {
-  ${coordinatesOf(batch, 0, batch.length, "batch")}
+  const terms = side.batch.map((s, d) => times(`c${d}`, s));
+  terms.push(module.parameter(side.operand.offset, "i32"));
+  functions.push(`fn ${name}_line(base: i32, o: u32) -> i32 {
+  return base + ${times("o", side.outer)};
+}
+fn ${name}_base(batch: u32) -> i32 {
+  ${coordinatesOf(batch, 0, batch.length, "batch", "c", (size) => module.parameter(size))}
   return ${terms.join(" + ")};
 }`);
   return functions.join("\n");
@@ -126,9 +134,11 @@ fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
 export interface Sink {
   /** Functions the store needs. */
   readonly code: string;
+  /** The index of the first element of the batch element and chunk. */
+  readonly origin: string;
   /** Whether `vector` may be used: four columns at a time. */
   readonly vectors: boolean;
-  /** Statements that store `value` as output element `at` of a chunk. */
+  /** Statements that store `value` as element `at`. */
   readonly store: (at: string, value: string) => string;
   /** Statements that store four elements from `at`, a multiple of four, on. */
   readonly vector: (at: string, value: string) => string;
@@ -143,16 +153,21 @@ export function sinkOf(
 ): Sink {
   const [output] = call.outputs;
   const source = split ? { kind: "workspace" } as const : { kind: "output", index: 0 } as const;
-  const count = countOf(output.shape);
-  const from = split ? `chunk * ${count}u + ` : "";
+  const { m, n } = product;
+  // Chunk 0 is all there is where it is not split: so that split or not is the same code.
+  const from = split || module.target.software
+    ? `chunk * ${module.parameter(countOf(output.shape))} + `
+    : "";
+  const origin = `${from}batch * ${module.parameter(m * n)}`;
   const plain = split || (!call.epilogue && output.dtype === "f32");
-  if (plain && product.n % 4 === 0) {
+  if (plain && n % 4 === 0) {
     const variable = module.bind(source, "vec4<f32>", true);
     return {
       code: "",
+      origin,
       vectors: true,
-      store: (at, value) => `${variable}[(${from}${at}) >> 2u][(${from}${at}) & 3u] = ${value};`,
-      vector: (at, value) => `${variable}[(${from}${at}) >> 2u] = ${value};`,
+      store: (at, value) => `${variable}[(${at}) >> 2u][(${at}) & 3u] = ${value};`,
+      vector: (at, value) => `${variable}[(${at}) >> 2u] = ${value};`,
     };
   }
   const narrow = bytesOf(output.dtype) === 2 && !split;
@@ -166,8 +181,8 @@ export function sinkOf(
     )
     : "";
   const store = (at: string, value: string): string =>
-    array.store(`${from}${at}`, epilogue ? `epilogue(${value}, ${at})` : value);
-  return { code: epilogue, vectors: false, store, vector: store };
+    array.store(at, epilogue ? `epilogue(${value}, ${at})` : value);
+  return { code: epilogue, origin, vectors: false, store, vector: store };
 }
 
 /** A pass over tiles. */
@@ -181,12 +196,13 @@ export interface TiledPass {
 
 /**
  * Statements that store the accumulators `name(i, j)`: row i of the invocation's `rows`, the four
- * columns of its vector j. `rowOf` and `columnOf` give their places in the matrix, which `exact` tiles
- * never leave.
+ * columns of its vector j. `rowOf` and `columnOf` give their places in the matrix of `m` rows and `n`
+ * columns, which `exact` tiles never leave.
  */
 export function storeTile(
   sink: Sink,
-  product: Product,
+  m: string,
+  n: string,
   rows: number,
   vectors: number,
   name: (i: number, j: number) => string,
@@ -194,16 +210,14 @@ export function storeTile(
   columnOf: (j: string) => string,
   exact = false,
 ): string {
-  const { m, n } = product;
-  const origin = `batch * ${m * n}u`;
   const inside = (row: string, column: string, statement: string): string =>
-    exact ? statement : `if (${row} < ${m}u && ${column} < ${n}u) { ${statement} }`;
+    exact ? statement : `if (${row} < ${m} && ${column} < ${n}) { ${statement} }`;
+  const lines = [`let origin = ${sink.origin};`];
   if (sink.vectors) {
-    const lines: string[] = [];
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < vectors; j++) {
         const [row, column] = [rowOf(`${i}u`), columnOf(`${j}u`)];
-        const at = `(${origin} + (${row}) * ${n}u + ${column})`;
+        const at = `(origin + (${row}) * ${n} + ${column})`;
         lines.push(inside(row, column, sink.vector(at, name(i, j))));
       }
     }
@@ -212,12 +226,13 @@ export function storeTile(
   // A loop, so that the epilogue's code stands once.
   const all: string[] = [];
   for (let i = 0; i < rows; i++) for (let j = 0; j < vectors; j++) all.push(name(i, j));
-  return `var tile = array<vec4<f32>, ${rows * vectors}>(${all.join(", ")});
+  return `${lines[0]}
+  var tile = array<vec4<f32>, ${rows * vectors}>(${all.join(", ")});
   for (var e = 0u; e < ${rows * vectors * 4}u; e++) {
     let row = ${rowOf(`(e / ${vectors * 4}u)`)};
     let column = ${columnOf(`((e / 4u) % ${vectors}u)`)} + (e & 3u);
-    if (row < ${m}u && column < ${n}u) {
-      let at = ${origin} + row * ${n}u + column;
+    if (row < ${m} && column < ${n}) {
+      let at = origin + row * ${n} + column;
       let value = tile[e >> 2u][e & 3u];
       ${sink.store("at", "value")}
     }

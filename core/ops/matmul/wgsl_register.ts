@@ -1,13 +1,21 @@
 /**
  * The product on a software device: each invocation holds a tile of C in registers and reads A and B
- * straight from memory, which its caches serve.
+ * straight from memory, which its caches serve. Sizes and strides are parameters: products of one
+ * structure (layouts, tile, whether tiles are whole) share a pipeline.
  *
  * @module
  */
 
 import type { CallKernel } from "../../kernel.ts";
 import { countOf, dispatchOf, WgslModule, type WgslTarget } from "../../wgsl.ts";
-import { type Product, sideFunctions, sinkOf, storeTile, type TiledPass } from "./wgsl_product.ts";
+import {
+  type Product,
+  type Side,
+  sideFunctions,
+  sinkOf,
+  storeTile,
+  type TiledPass,
+} from "./wgsl_product.ts";
 
 // Invocations of a workgroup: the driver's vector width, so that the rows of A are the same for all.
 const LANES = 8;
@@ -30,7 +38,8 @@ export function registerTile(
   const vectors = large ? 4 : n > 32 || tall && n > 4 ? 2 : 1;
   const [blockM, blockN] = tall ? [rows * LANES, vectors * 4] : [rows, vectors * 4 * LANES];
   const tilesM = Math.ceil(m / blockM), tilesN = Math.ceil(n / blockN);
-  const tiles = countOf(batch) * tilesM * tilesN;
+  const batches = countOf(batch);
+  const tiles = batches * tilesM * tilesN;
   const chunks = tiles >= 8 ? 1 : Math.max(1, Math.min(Math.ceil(8 / tiles), Math.floor(k / 256)));
   const length = Math.ceil(k / chunks / 4) * 4;
 
@@ -43,8 +52,9 @@ export function registerTile(
   const split = chunks > 1 || (rows * vectors >= 8 && call.epilogue !== null);
   const sink = sinkOf(module, product, call, split);
   const acc = (i: number, j: number): string => `c${i}_${j}`;
+  // Variables that say where the lines of A's rows and B's columns begin.
   const row = (i: number): string => `r${i}`;
-  const column = (j: number, c = 0): string => c === 0 ? `n${j}` : `min(n${j} + ${c}u, ${n - 1}u)`;
+  const column = (j: number, c = 0): string => `n${j}_${c}`;
 
   // Four steps of k at once: values of A are named aI_K (row, step), vectors of B bK_J.
   const step4: string[] = [];
@@ -56,29 +66,29 @@ export function registerTile(
     if (alongRows) {
       for (let s = 0; s < 4; s++) {
         const name = `a${i >> 2}_${s}`;
-        if (i % 4 === 0) step4.push(`let ${name} = a_vec(base_a, ${row(i)}, k + ${s}u);`);
+        if (i % 4 === 0) step4.push(`let ${name} = a_vec(${row(i)}, k + ${s}u);`);
         left[i].push(`${name}.${component[i % 4]}`);
       }
     } else if (a.vectors === "inner") {
-      step4.push(`let a${i} = a_vec(base_a, ${row(i)}, k);`);
+      step4.push(`let a${i} = a_vec(${row(i)}, k);`);
       for (let s = 0; s < 4; s++) left[i].push(`a${i}.${component[s]}`);
     } else {
       for (let s = 0; s < 4; s++) {
-        step4.push(`let a${i}_${s} = a_at(base_a, ${row(i)}, k + ${s}u);`);
+        step4.push(`let a${i}_${s} = a_at(${row(i)}, k + ${s}u);`);
         left[i].push(`a${i}_${s}`);
       }
     }
   }
   for (let j = 0; j < vectors; j++) {
     if (b.vectors === "inner") {
-      for (let c = 0; c < 4; c++) step4.push(`let t${j}_${c} = b_vec(base_b, ${column(j, c)}, k);`);
+      for (let c = 0; c < 4; c++) step4.push(`let t${j}_${c} = b_vec(${column(j, c)}, k);`);
       for (let s = 0; s < 4; s++) {
         const parts = [0, 1, 2, 3].map((c) => `t${j}_${c}.${component[s]}`);
         step4.push(`let b${s}_${j} = vec4<f32>(${parts.join(", ")});`);
       }
     } else {
       for (let s = 0; s < 4; s++) {
-        step4.push(`let b${s}_${j} = ${rightVector(product, column, j, `k + ${s}u`)};`);
+        step4.push(`let b${s}_${j} = ${rightVector(b, column, j, `k + ${s}u`)};`);
       }
     }
   }
@@ -91,42 +101,45 @@ export function registerTile(
   }
   const step1: string[] = [];
   for (let j = 0; j < vectors; j++) {
-    step1.push(`let b${j} = ${rightVector(product, column, j, "k")};`);
+    step1.push(`let b${j} = ${rightVector(b, column, j, "k")};`);
   }
   for (let i = 0; i < rows; i++) {
-    step1.push(`let a${i} = a_at(base_a, ${row(i)}, k);`);
+    step1.push(`let a${i} = a_at(${row(i)}, k);`);
     for (let j = 0; j < vectors; j++) step1.push(`${acc(i, j)} += a${i} * b${j};`);
   }
 
-  const groups = dispatchOf(tiles * chunks, target);
   const declarations: string[] = [];
   for (let i = 0; i < rows; i++) {
     // Rows past the end repeat the last ones; they are not stored. Vectors of rows stay aligned.
-    const last = alongRows ? m - 4 + i % 4 : m - 1;
-    declarations.push(`let ${row(i)} = min(row0 + ${i}u, ${last}u);`);
+    const last = `m - ${alongRows ? 4 - i % 4 : 1}u`;
+    declarations.push(`let ${row(i)} = a_line(base_a, min(row0 + ${i}u, ${last}));`);
     for (let j = 0; j < vectors; j++) declarations.push(`var ${acc(i, j)} = vec4<f32>();`);
   }
   for (let j = 0; j < vectors; j++) {
-    const last = b.vectors === "outer" ? n - 4 : n - 1;
-    declarations.push(`let n${j} = min(column0 + ${j * (tall ? 4 : 4 * LANES)}u, ${last}u);`);
+    const first = j * (tall ? 4 : 4 * LANES);
+    for (let c = 0; c < (b.vectors === "outer" ? 1 : 4); c++) {
+      const last = `n - ${b.vectors === "outer" ? 4 : 1}u`;
+      declarations.push(
+        `let ${column(j, c)} = b_line(base_b, min(column0 + ${first + c}u, ${last}));`,
+      );
+    }
   }
+  const { places, groups } = placesOf(module, [tilesM, tilesN, batches, chunks], target);
   const code = `${functions.join("\n")}
 ${sink.code}
 @compute @workgroup_size(${LANES})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let group = id.x + id.y * ${groups[0]}u;
-  if (group >= ${tiles * chunks}u) { return; }
-  let chunk = group / ${tiles}u;
-  let tile_index = group % ${tiles}u;
-  let batch = tile_index / ${tilesM * tilesN}u;
-  let block = tile_index % ${tilesM * tilesN}u;
-  let row0 = (block / ${tilesN}u) * ${blockM}u${tall ? ` + lane * ${rows}u` : ""};
-  let column0 = (block % ${tilesN}u) * ${blockN}u${tall ? "" : " + lane * 4u"};
+  ${places}
+  let m = ${module.parameter(m)};
+  let n = ${module.parameter(n)};
+  let row0 = tile_m * ${blockM}u${tall ? ` + lane * ${rows}u` : ""};
+  let column0 = tile_n * ${blockN}u${tall ? "" : " + lane * 4u"};
   let base_a = a_base(batch);
   let base_b = b_base(batch);
   ${declarations.join("\n  ")}
-  var k = chunk * ${length}u;
-  let end = min(k + ${length}u, ${k}u);
+  let length = ${module.parameter(length)};
+  var k = chunk * length;
+  let end = min(k + length, ${module.parameter(k)});
   for (; k + 4u <= end; k += 4u) {
     ${step4.join("\n    ")}
   }
@@ -134,7 +147,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   ${
     storeTile(
       sink,
-      product,
+      "m",
+      "n",
       rows,
       vectors,
       acc,
@@ -144,19 +158,51 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     )
   }
 }`;
-  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks, split };
+  return { pass: module.pass(code, groups, 2 * batches * m * n * k), chunks, split };
+}
+
+// Statements that say which tile, batch element and chunk a workgroup is for, and the workgroups.
+// Dividing by a parameter is slow, so the dispatch has a dimension for each wherever it is long enough.
+function placesOf(
+  module: WgslModule,
+  [tilesM, tilesN, batches, chunks]: readonly number[],
+  target: WgslTarget,
+): { places: string; groups: [number, number, number] } {
+  const direct: [number, number, number] = [tilesN, tilesM, batches * chunks];
+  if (direct.every((count) => count <= target.maxWorkgroups)) {
+    const [batch, chunk] = batches === 1
+      ? ["0u", "id.z"]
+      : [`id.z / ${module.parameter(chunks)}`, `id.z % ${module.parameter(chunks)}`];
+    return {
+      places: `let tile_n = id.x;
+  let tile_m = id.y;
+  let batch = ${batch};
+  let chunk = ${chunk};`,
+      groups: direct,
+    };
+  }
+  const groups = dispatchOf(tilesM * tilesN * batches * chunks, target);
+  const size = { m: module.parameter(tilesM), n: module.parameter(tilesN) };
+  const each = module.parameter(chunks);
+  return {
+    places: `let group = id.x + id.y * ${module.parameter(groups[0])};
+  if (group >= ${module.parameter(tilesM * tilesN * batches * chunks)}) { return; }
+  let tile_n = group % ${size.n};
+  let tile_m = (group / ${size.n}) % ${size.m};
+  let batch = group / ${size.n} / ${size.m} / ${each};
+  let chunk = group / ${size.n} / ${size.m} % ${each};`,
+    groups,
+  };
 }
 
 // Four columns of B at one k.
 function rightVector(
-  { b, n }: Product,
+  b: Side,
   column: (j: number, c?: number) => string,
   j: number,
   k: string,
 ): string {
-  if (b.vectors === "outer") return `b_vec(base_b, ${column(j)}, ${k})`;
-  const parts = [0, 1, 2, 3].map((c) =>
-    `b_at(base_b, ${c === 0 ? column(j) : `min(${column(j)} + ${c}u, ${n - 1}u)`}, ${k})`
-  );
+  if (b.vectors === "outer") return `b_vec(${column(j)}, ${k})`;
+  const parts = [0, 1, 2, 3].map((c) => `b_at(${column(j, c)}, ${k})`);
   return `vec4<f32>(${parts.join(", ")})`;
 }

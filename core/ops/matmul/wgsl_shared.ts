@@ -128,7 +128,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   ${
     storeTile(
       sink,
-      product,
+      `${m}u`,
+      `${n}u`,
       rows,
       vectors,
       acc,
@@ -164,7 +165,7 @@ function loadTile(
       let i = e / ${block / 4}u;
       var v = vec4<f32>();
       if (${origin} + o * 4u < ${size}u && k0 + i < end) {
-        v = ${name}_vec(base_${name}, ${origin} + o * 4u, k0 + i);
+        v = ${name}_vec(${name}_line(base_${name}, ${origin} + o * 4u), k0 + i);
       }
       ${tile}[i * ${stride}u + o] = v;
     }`;
@@ -175,7 +176,7 @@ function loadTile(
       let o = e / ${blockK / 4}u;
       var v = vec4<f32>();
       if (${origin} + o < ${size}u && k0 + i < end) {
-        v = ${name}_vec(base_${name}, ${origin} + o, k0 + i);
+        v = ${name}_vec(${name}_line(base_${name}, ${origin} + o), k0 + i);
       }
       let at = i * ${stride}u + (o >> 2u);
       let c = o & 3u;
@@ -193,7 +194,7 @@ function loadTile(
       let i = ${i};
       var v = 0.0;
       if (${origin} + o < ${size}u && k0 + i < end) {
-        v = ${name}_at(base_${name}, ${origin} + o, k0 + i);
+        v = ${name}_at(${name}_line(base_${name}, ${origin} + o), k0 + i);
       }
       ${tile}[i * ${stride}u + (o >> 2u)][o & 3u] = v;
     }`;

@@ -37,15 +37,17 @@ function sideFunctions(module: WgslModule, name: string, w: Packing, turned: boo
   const each = perWord(w.format);
   const [row, column] = turned ? ["i", "o"] : ["o", "i"];
   return `${w.format === "nf4" ? NF4_LEVELS : INT8_LEVELS}
-fn ${name}_vec(base: i32, o: u32, i: u32) -> vec4<f32> {
+fn ${name}_vec(line: i32, i: u32) -> vec4<f32> {
+  let o = u32(line);
   let at = ${row} * ${w.columns}u + ${column};
   let scale = ${scales}[${row} * ${w.columns / w.block}u + ${column} / ${w.block}u];
   return levels(${words}[at / ${each}u] >> (${32 / each}u * (at % ${each}u))) * scale;
 }
-fn ${name}_at(base: i32, o: u32, i: u32) -> f32 {
-  let four = ${name}_vec(base, ${turned ? "o & ~3u, i" : "o, i & ~3u"});
-  return four[${column} & 3u];
+fn ${name}_at(line: i32, i: u32) -> f32 {
+  let four = ${name}_vec(${turned ? "line & ~3, i" : "line, i & ~3u"});
+  return four[${turned ? "line & 3" : "i & 3u"}];
 }
+fn ${name}_line(base: i32, o: u32) -> i32 { return i32(o); }
 fn ${name}_base(batch: u32) -> i32 { return 0; }`;
 }
 
