@@ -260,10 +260,12 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
   for (const name of texts) {
     if (flags[name] === "" || Array.isArray(flags[name])) bad(`--${name} needs one value`);
   }
-  const number = (name: string, otherwise: number, least: number): number => {
+  // No `least`: above 0.
+  const number = (name: string, otherwise: number, least: number | null): number => {
     const value = Number(flags[name] ?? otherwise);
-    if (!(value >= least && value < Infinity)) {
-      bad(`--${name} must be a number from ${least} on, got "${flags[name]}"`);
+    if (!((least === null ? value > 0 : value >= least) && value < Infinity)) {
+      const range = least === null ? "above 0" : `from ${least} on`;
+      bad(`--${name} must be a number ${range}, got "${flags[name]}"`);
     }
     return value;
   };
@@ -286,9 +288,9 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     rewardEpochs: whole("reward-epochs", 2, 1),
     ppoSteps: whole("ppo-steps", 7, 1),
     rollouts: whole("rollouts", 64, 2),
-    ppoLr: number("ppo-lr", 0.0005, 0),
+    ppoLr: number("ppo-lr", 0.0005, null),
     beta: number("beta", 0.7, 0),
-    klTarget: number("kl-target", 6, 1e-6),
+    klTarget: number("kl-target", 6, null),
     klLimit: number("kl-limit", 40, 0),
     ptx: number("ptx", 0.3, 0),
     device: word("device", ["auto", "cpu", "webgpu"]),

@@ -171,6 +171,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       "--rankings",
       `${file}.no`,
     );
+      [["--ppo-lr", "0"], 2, '--ppo-lr must be a number above 0, got "0"'],
     assert(none === 1 && missing.startsWith("error: --rankings: cannot read"), missing);
 
     await Deno.remove(`${out}/reward`, { recursive: true });
