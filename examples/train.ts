@@ -410,7 +410,9 @@ function count(n: number): string {
 /** A run as one rank of those that were launched; rank 0 says how it goes. */
 export async function main(settings: Settings, threads?: number): Promise<Outcome> {
   const group = await initProcessGroup();
-  const log = new Progress(group.rank > 0);
+  // Open MPI gives a rank a terminal, and what is written there may go to a file.
+  const isTerminal = group.backend !== "mpi" && Deno.stdout.isTerminal();
+  const log = new Progress(group.rank > 0, isTerminal);
   const outcome = await train(settings, { log, group, threads });
   await group.close();
   const { out, method } = settings;
