@@ -71,9 +71,9 @@ async function compare({ out, runs }: Plan): Promise<number> {
     }
     log.line(`\n${name}`);
     const run = await runOnce(settings, log);
-    if (run === null) {
+    if (typeof run === "number") {
       log.line(`stopped; to go on, give the same command again`);
-      return 130;
+      return run;
     }
     log.line(`${name}: held-out loss ${shownLoss(run)}`);
     done.push(run);
@@ -89,8 +89,8 @@ async function compare({ out, runs }: Plan): Promise<number> {
   return 0;
 }
 
-/** One run, from its start or from where it was stopped; null where it is stopped now. */
-async function runOnce(settings: Settings, log: Progress): Promise<CompareRun | null> {
+/** One run, from its start or from where it was stopped; an exit code where it is stopped now. */
+async function runOnce(settings: Settings, log: Progress): Promise<CompareRun | number> {
   const { method, lr, out } = settings;
   const file = `${out}/run.json`;
   await Deno.mkdir(out, { recursive: true });
@@ -101,11 +101,11 @@ async function runOnce(settings: Settings, log: Progress): Promise<CompareRun | 
   const resume = at !== null && at.step < settings.steps;
   let run: CompareRun;
   try {
-    const { stopped, base, last, trainable, total, peakBytes, seconds } = await train(
+    const { stopped, code, base, last, trainable, total, peakBytes, seconds } = await train(
       { ...settings, resume },
       { log: new Progress() }, // what is left of a run is told from the run's own start
     );
-    if (stopped) return null;
+    if (stopped) return code;
     const points = (await readMetrics(`${out}/metrics.jsonl`)).flatMap((record) =>
       "eval_loss" in record ? [[record.step, record.eval_loss] as [number, number]] : []
     );

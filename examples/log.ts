@@ -39,13 +39,14 @@ export async function readMetrics(path: string): Promise<Record<string, unknown>
 /** A bar on a terminal, plain lines elsewhere; nothing where it is quiet, as on all ranks but one. */
 export class Progress {
   readonly #quiet: boolean;
-  readonly #terminal = Deno.stdout.isTerminal();
+  readonly #terminal: boolean;
   readonly #started = performance.now();
   #first: { step: number; at: number } | null = null;
   #printed = 0;
 
-  constructor(quiet = false) {
+  constructor(quiet = false, terminal: boolean = Deno.stdout.isTerminal()) {
     this.#quiet = quiet;
+    this.#terminal = terminal;
   }
 
   /** Prints a line that stays. */

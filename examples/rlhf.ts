@@ -19,6 +19,7 @@ import { type Answered, rankedByRule, sampleRanked, trainReward } from "./rlhf/r
 import { fineTune } from "./rlhf/sft.ts";
 import { type Figures, type Host, isThere, Stopped } from "./rlhf/stage.ts";
 import { readTexts, type Texts } from "./rlhf/texts.ts";
+import { StopSignals } from "./stop.ts";
 
 const HELP = `Fine-tuning, a reward model and PPO, one after the other, on stories15M.
 
@@ -84,26 +85,20 @@ interface Recipe extends Host {
   readonly summaries: Record<string, Figures>;
 }
 
-/** The whole recipe. Throws `Stopped` on Ctrl-C. */
-async function run(settings: Settings): Promise<void> {
+/** The whole recipe; gives the process's exit code. */
+async function run(settings: Settings): Promise<number> {
   const { out } = settings;
   const log = new Progress();
   const device = await init({ device: settings.device });
   log.line(`device: ${device.name} (${device.description})`);
-  let stopped = false;
-  const stop = (): void => {
-    if (stopped) Deno.exit(130);
-    stopped = true;
-    log.line("stopping after this step");
-  };
-  Deno.addSignalListener("SIGINT", stop);
+  using signals = new StopSignals(() => log.line("stopping after this step"));
   try {
     await begin(settings);
     const base = await loadStories15M({ onProgress: (text) => log.line(text) });
     const tokenizer = await loadTokenizer(base);
     log.note("reading the texts");
     const texts = await readTexts(tokenizer, settings.prompts, settings.heldOut);
-    const host = { log, stopped: () => stopped };
+    const host = { log, stopped: () => signals.code > 0 };
     const recipe: Recipe = { ...host, settings, base, tokenizer, texts, summaries: {} };
     try {
       await stages(recipe);
@@ -111,8 +106,12 @@ async function run(settings: Settings): Promise<void> {
       log.line(`wrote ${await writeReport(settings, recipe.summaries)}`);
     }
     log.line(`done in ${log.elapsed()}; everything is in ${out}`);
+    return 0;
+  } catch (error) {
+    if (!(error instanceof Stopped)) throw error;
+    log.line(`${error.message}; to go on: the same flags with --resume`);
+    return signals.code;
   } finally {
-    Deno.removeSignalListener("SIGINT", stop);
     await device.close();
   }
 }
@@ -260,10 +259,12 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
   for (const name of texts) {
     if (flags[name] === "" || Array.isArray(flags[name])) bad(`--${name} needs one value`);
   }
-  const number = (name: string, otherwise: number, least: number): number => {
+  // No `least`: above 0.
+  const number = (name: string, otherwise: number, least: number | null): number => {
     const value = Number(flags[name] ?? otherwise);
-    if (!(value >= least && value < Infinity)) {
-      bad(`--${name} must be a number from ${least} on, got "${flags[name]}"`);
+    if (!((least === null ? value > 0 : value >= least) && value < Infinity)) {
+      const range = least === null ? "above 0" : `from ${least} on`;
+      bad(`--${name} must be a number ${range}, got "${flags[name]}"`);
     }
     return value;
   };
@@ -286,9 +287,9 @@ async function parseFlags(args: string[]): Promise<Settings | null> {
     rewardEpochs: whole("reward-epochs", 2, 1),
     ppoSteps: whole("ppo-steps", 7, 1),
     rollouts: whole("rollouts", 64, 2),
-    ppoLr: number("ppo-lr", 0.0005, 0),
+    ppoLr: number("ppo-lr", 0.0005, null),
     beta: number("beta", 0.7, 0),
-    klTarget: number("kl-target", 6, 1e-6),
+    klTarget: number("kl-target", 6, null),
     klLimit: number("kl-limit", 40, 0),
     ptx: number("ptx", 0.3, 0),
     device: word("device", ["auto", "cpu", "webgpu"]),
@@ -332,14 +333,9 @@ async function resumed(
 if (import.meta.main) {
   try {
     const settings = await parseFlags(Deno.args);
-    if (settings) await run(settings);
-    else console.log(HELP);
-    Deno.exit(0);
+    if (!settings) console.log(HELP);
+    Deno.exit(settings ? await run(settings) : 0);
   } catch (error) {
-    if (error instanceof Stopped) {
-      console.log(`${error.message}; to go on: the same flags with --resume`);
-      Deno.exit(130);
-    }
     console.error(`error: ${error instanceof Error ? error.message : error}`);
     Deno.exit(error instanceof UsageError ? 2 : 1);
   }

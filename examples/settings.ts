@@ -144,12 +144,24 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
     const shown = typeof value === "string" ? `"${value}"` : JSON.stringify(value);
     throw new UsageError(`${label} must be ${what}, got ${shown}`);
   };
-  const number = (name: string, otherwise: number, least: number, most = Infinity): number => {
+  // No `least`: above 0.
+  const number = (
+    name: string,
+    otherwise: number,
+    least: number | null,
+    most = Infinity,
+  ): number => {
     const { value = otherwise, label = "" } = given.get(name) ?? {};
     const isFlag = label.startsWith("--");
     const result = isFlag ? Number(value) : value as number;
-    if (!(typeof result === "number" && result >= least && result <= most)) {
-      refuse(name, `a number ${most < Infinity ? `from ${least} to ${most}` : `from ${least} on`}`);
+    const isIn = typeof result === "number" && result <= most &&
+      (least === null ? result > 0 : result >= least);
+    if (!isIn) {
+      const from = least === null ? "above 0" : `from ${least}`;
+      refuse(
+        name,
+        `a number ${from}${most < Infinity ? ` to ${most}` : least === null ? "" : " on"}`,
+      );
     }
     return result;
   };
@@ -187,7 +199,7 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
     method,
     model: text("model", "stories15M"),
     rank: whole("rank", 32, 1),
-    alpha: number("alpha", 64, 0),
+    alpha: number("alpha", 64, null),
     target: names("target", "all-linear"),
     quantize,
     virtualTokens: whole("virtual-tokens", 16, 1),
@@ -196,7 +208,7 @@ export function settingsOf(given: Given, resume: boolean = false): Settings {
     steps: whole("steps", 60, 1),
     batch: whole("batch", 4, 1),
     seq: given.has("seq") ? whole("seq", 256, 2) : null,
-    lr: number("lr", LEARNING_RATES[method], 0),
+    lr: number("lr", LEARNING_RATES[method], null),
     mix: number("mix", 0, 0, 0.99),
     seed: whole("seed", 0, 0),
     evalEvery: whole("eval-every", 20, 0),

@@ -55,6 +55,7 @@ import {
   settingsOf,
   UsageError,
 } from "./settings.ts";
+import { StopSignals } from "./stop.ts";
 import { loadTexts } from "./texts.ts";
 
 const HELP = `Adapts a language model to a text.
@@ -137,7 +138,7 @@ export interface TrainOptions {
   readonly group?: ProcessGroup;
   /** Threads of a device on the CPU; default: its share of the cores. */
   readonly threads?: number;
-  /** Told of each evaluation; where it answers true, the run ends there, as by Ctrl-C. */
+  /** Told of each evaluation; where it answers true, the run ends there, as by a signal. */
   readonly onEvaluation?: (step: number, losses: Losses) => boolean | void;
 }
 
@@ -145,6 +146,8 @@ export interface TrainOptions {
 export interface Outcome {
   /** Whether it ended before its last step, with a checkpoint to go on from. */
   readonly stopped: boolean;
+  /** What a process is to end with: 130 or 143 where SIGINT or SIGTERM stopped the run, else 0. */
+  readonly code: number;
   readonly step: number;
   /** Before training. */
   readonly base: Losses;
@@ -291,17 +294,15 @@ async function run(
     log.step(of, steps, loss, tokens_per_second);
   };
 
-  // Ctrl-C ends the run after the step at hand, a second one at once.
-  let stopped = false;
-  const stop = (): void => {
-    if (stopped) Deno.exit(130);
-    stopped = true;
-    log.line("stopping after this step");
+  // A signal ends the run after the step at hand. It comes to ranks at different steps, or to one only.
+  using signals = new StopSignals(() => log.line("stopping after this step"));
+  let stopped = false, code = 0;
+  const ends = async (): Promise<boolean> => {
+    const told = Float64Array.of(Number(stopped), signals.code);
+    const [end, most] = await group.allReduce(told, { op: "max", label: "whether to stop" });
+    code = most;
+    return stopped = end > 0 || code > 0;
   };
-  Deno.addSignalListener("SIGINT", stop);
-  // Signals come to ranks at different steps.
-  const ends = async (): Promise<boolean> =>
-    stopped = (await reduceMetrics(group, { stop: Number(stopped) })).stop > 0;
 
   let last = before;
   // From here on gradients are those of all ranks' batches.
@@ -339,12 +340,12 @@ async function run(
       if (onEvaluation?.(step, last) && !isLast) stopped = true;
     }
   }
-  Deno.removeSignalListener("SIGINT", stop);
 
   if (stopped) {
     await settle();
     await save(place());
   } else {
+    signals[Symbol.dispose](); // all is saved
     await onFirstRank(group, "a sample", () => sample("after"));
     const summary = {
       base_eval_loss: before.eval_loss,
@@ -359,7 +360,7 @@ async function run(
     if (group.rank === 0) await writeReport(out);
   }
   const { peakBytes } = device.counters;
-  return { stopped, step, base: before, last, ...counts, peakBytes, seconds };
+  return { stopped, code, step, base: before, last, ...counts, peakBytes, seconds };
 }
 
 /** Training all of a model must not overwrite the folder that it comes from. */
@@ -410,7 +411,9 @@ function count(n: number): string {
 /** A run as one rank of those that were launched; rank 0 says how it goes. */
 export async function main(settings: Settings, threads?: number): Promise<Outcome> {
   const group = await initProcessGroup();
-  const log = new Progress(group.rank > 0);
+  // Open MPI gives a rank a terminal, and what is written there may go to a file.
+  const isTerminal = group.backend !== "mpi" && Deno.stdout.isTerminal();
+  const log = new Progress(group.rank > 0, isTerminal);
   const outcome = await train(settings, { log, group, threads });
   await group.close();
   const { out, method } = settings;
@@ -436,13 +439,14 @@ if (import.meta.main) {
     }
     const settings = on.has("resume") ? await resumed(given) : settingsOf(given);
     const { devices, threads } = machineOf(given);
-    const { stopped } = devices === 1
-      ? await main(settings, threads)
-      : (await runLocal(new URL(import.meta.url), {
-        size: devices,
-        args: [settings, threads],
-      }) as Outcome[])[0];
-    Deno.exit(stopped ? 130 : 0);
+    let outcome: Outcome;
+    if (devices === 1) outcome = await main(settings, threads);
+    else {
+      using _ = new StopSignals(); // each thread hears them too; here a second one ends all
+      const args = [settings, threads];
+      [outcome] = await runLocal(new URL(import.meta.url), { size: devices, args }) as Outcome[];
+    }
+    Deno.exit(outcome.code);
   } catch (error) {
     console.error(`error: ${error instanceof Error ? error.message : error}`);
     Deno.exit(error instanceof UsageError ? 2 : 1);

@@ -25,6 +25,7 @@ import {
 import { writeWhole } from "./charts.ts";
 import { Progress, readMetrics } from "./log.ts";
 import { settingsFrom, UsageError } from "./settings.ts";
+import { StopSignals } from "./stop.ts";
 import { writeStudyReport } from "./tune_report.ts";
 
 /** The names are those of Llama and its kin. */
@@ -102,19 +103,15 @@ async function tune(settings: Settings): Promise<number> {
       (before > 0 ? `${before} trials are there already` : `trials of ${steps} steps`),
   );
 
-  // What is under way at Ctrl-C is not told to the study: the next run asks for it again.
-  let stopped = false;
+  // What is under way at a signal is not told to the study: the next run asks for it again.
   const running = new Set<Deno.ChildProcess>();
-  const stop = async (): Promise<void> => {
-    if (stopped) Deno.exit(130);
-    stopped = true;
-    running.forEach(end);
+  using signals = new StopSignals(async () => {
+    for (const child of running) end(child);
     await Promise.all([...running].map((child) => child.status));
     study.close();
     log.line("stopped; the same command goes on");
-    Deno.exit(130);
-  };
-  Deno.addSignalListener("SIGINT", stop);
+    Deno.exit(signals.code);
+  });
 
   const threads = Math.max(1, Math.floor(navigator.hardwareConcurrency / parallel));
   const run = async (trial: Trial<SearchSpace>): Promise<Outcome> => {
@@ -145,7 +142,7 @@ async function tune(settings: Settings): Promise<number> {
       }
     }
     running.delete(child);
-    if (stopped) return await new Promise<never>(() => {}); // the process ends in stop()
+    if (signals.code > 0) return await new Promise<never>(() => {}); // the process ends in stop()
     const said = Object.entries(trial.params).map(([name, value]) => `${name} ${shown(value)}`);
     const title = `trial ${trial.number} (${said.join(", ")})`;
     if (pruned) {
@@ -166,7 +163,7 @@ async function tune(settings: Settings): Promise<number> {
   };
   const limit = sampler === "grid" ? {} : { trials };
   await study.run(run, { ...limit, parallel, failures: 2 });
-  Deno.removeSignalListener("SIGINT", stop);
+  signals[Symbol.dispose]();
 
   const best = study.best();
   const config = { ...settings.train, ...flagsOf(best.params) };
@@ -179,7 +176,9 @@ async function tune(settings: Settings): Promise<number> {
     return 0;
   }
   const last = { ...config, steps: settings.final, out: `${out}/final` };
-  return (await (await train(last, `${out}/final.json`, "inherit")).status).code;
+  const child = await train(last, `${out}/final.json`, "inherit");
+  using _ = new StopSignals((signal) => end(child, signal)); // it leaves a checkpoint
+  return (await child.status).code;
 }
 
 /** Trials of one study have the same job: a search goes on only with the settings that it began with. */
@@ -220,9 +219,10 @@ async function train(
   }).spawn();
 }
 
-function end(child: Deno.ChildProcess): void {
+/** At once, unless a milder signal is given: what a trial leaves is not gone on with. */
+function end(child: Deno.ChildProcess, signal: Deno.Signal = "SIGKILL"): void {
   try {
-    child.kill("SIGTERM");
+    child.kill(signal);
   } catch {
     // It has ended by itself.
   }

@@ -31,7 +31,7 @@ export interface Stage<S> {
   load(state: S): void;
 }
 
-/** Ctrl-C: what was done is kept. */
+/** By SIGINT or SIGTERM: what was done is kept. */
 export class Stopped extends Error {}
 
 /** What all stages share. */

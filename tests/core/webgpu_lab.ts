@@ -8,6 +8,8 @@ import { createWebGpuBackend, webGpuAdapterProblem } from "../../core/webgpu/bac
 import type { WgslProgram, WgslTarget } from "../../core/wgsl.ts";
 
 const found = await createWebGpuBackend({ software: true });
+// No device is left open for the end of the process, when the driver is taken down.
+Deno.test.afterAll(() => found?.close());
 
 /** The backend under test. */
 export function backend(): Promise<Backend> {

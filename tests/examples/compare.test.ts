@@ -1,30 +1,12 @@
-/** The comparison of methods as a user runs it: its files, going on after Ctrl-C, bad flags, its words. */
+/** The comparison of methods as a user runs it: its files, going on after a signal, bad flags, its words. */
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type CompareRun, inWords, table } from "../../examples/compare_report.ts";
 import { LEARNING_RATES, type Method } from "../../examples/settings.ts";
+import { command, run } from "./command.ts";
 import { tinyModel } from "./tiny_model.ts";
 
-const root = new URL("../../", import.meta.url).pathname;
-
-function command(...args: string[]): Deno.Command {
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/compare.ts`, ...args],
-    cwd: root,
-    env: { NO_COLOR: "1" },
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  });
-}
-
-async function run(...args: string[]): Promise<[number, string, string]> {
-  const { code, stdout, stderr } = await command(...args).output();
-  const decoder = new TextDecoder();
-  return [code, decoder.decode(stdout), decoder.decode(stderr)];
-}
-
-Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run again", async () => {
+Deno.test("compare: stopped by a signal it goes on; a finished run is not run again", async () => {
   const model = await tinyModel(), out = `${model}/out`;
   const lines = Array.from({ length: 60 }, (_, i) => `Line ${i} of a play: to be, or not to be.`);
   await Deno.writeTextFile(`${model}/play.txt`, lines.join("\n"));
@@ -32,19 +14,19 @@ Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run agai
   const sizes = ["--seq", "16", "--batch", "1", "--virtual-tokens", "3", "--lrs", "1"];
   const args = [...shared, ...sizes, "--steps", "300", "--target", "q_proj"];
 
-  const child = command(...args, "--methods", "lora,full").spawn();
+  const child = command("compare", [...args, "--methods", "lora,full"]).spawn();
   const output = child.output();
   const first = `${out}/lora-${LEARNING_RATES.lora}`, second = `${out}/full-${LEARNING_RATES.full}`;
   const steps = (): Promise<number> =>
     Deno.readTextFile(`${second}/metrics.jsonl`).then((text) => text.split("\n").length, () => 0);
   while (await steps() < 5) await new Promise((resolve) => setTimeout(resolve, 20));
-  child.kill("SIGINT");
-  assertEquals((await output).code, 130);
+  child.kill("SIGTERM");
+  assertEquals((await output).code, 143);
   const done = await Deno.readTextFile(`${first}/run.json`);
   assert("run" in JSON.parse(done));
   assert(!("run" in JSON.parse(await Deno.readTextFile(`${second}/run.json`))));
 
-  const [code, text, err] = await run(...args, "--methods", "lora,full");
+  const [code, text, err] = await run("compare", ...args, "--methods", "lora,full");
   assertEquals([code, err], [0, ""], text);
   assertStringIncludes(text, `[1/2] lora, learning rate ${LEARNING_RATES.lora}: done before`);
   assert(/resumes after step \d+/.test(text), text);
@@ -60,7 +42,7 @@ Deno.test("compare: stopped by Ctrl-C it goes on; a finished run is not run agai
   assert(page.includes("<svg") && !page.includes("<script"), page.slice(0, 100));
 
   // Other settings would not be comparable.
-  const other = await run(...args, "--methods", "lora", "--target", "v_proj");
+  const other = await run("compare", ...args, "--methods", "lora", "--target", "v_proj");
   assertEquals(other[0], 2);
   assertStringIncludes(
     other[2],
@@ -80,7 +62,7 @@ Deno.test("compare: flags that cannot be are told", async () => {
     [["--steps", "0"], "--steps must be a number from 1 on"],
   ];
   await Promise.all(cases.map(async ([args, part]) => {
-    const [code, , err] = await run(...args);
+    const [code, , err] = await run("compare", ...args);
     assertEquals(code, 2, err);
     assert(err.startsWith("error: ") && err.includes(part) && !err.includes("    at "), err);
   }));

@@ -4,30 +4,14 @@ import { assert, assertEquals } from "@std/assert";
 import { openSafetensors } from "@graft/ml";
 import { escape } from "../../examples/charts.ts";
 import { sentiment } from "../../examples/rlhf/sentiment.ts";
+import { command, run } from "./command.ts";
 
-const root = new URL("../../", import.meta.url).pathname;
 const decoder = new TextDecoder();
 // deno-fmt-ignore
 const SMALL = [
   "--device", "cpu", "--sft-steps", "2", "--prompts", "16", "--held-out", "4", "--reward-epochs", "1",
   "--ppo-steps", "2", "--rollouts", "8", "--ppo-lr", "0.001",
 ];
-
-function command(args: readonly string[]): Deno.Command {
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/rlhf.ts`, ...args],
-    cwd: root,
-    env: { NO_COLOR: "1" },
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  });
-}
-
-async function run(...args: string[]): Promise<[code: number, out: string, err: string]> {
-  const { code, stdout, stderr } = await command(args).output();
-  return [code, decoder.decode(stdout), decoder.decode(stderr)];
-}
 
 async function records(out: string, stage: string): Promise<Record<string, number>[]> {
   const text = await Deno.readTextFile(`${out}/${stage}/metrics.jsonl`);
@@ -54,7 +38,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
   const whole = `${folder}/whole`;
 
   await t.step("all stages in one go", async () => {
-    const [code, out, err] = await run(...SMALL, "--out", whole);
+    const [code, out, err] = await run("rlhf", ...SMALL, "--out", whole);
     assertEquals([code, err], [0, ""], out + err);
     for (const part of ["fine-tuned", "best of 4", "PPO-ptx", "general loss"]) {
       assert(out.includes(part), out);
@@ -87,7 +71,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
     async () => {
       const parts = `${folder}/parts`;
       await before("ppo", whole, parts);
-      const child = command(["--resume", "--out", parts]).spawn();
+      const child = command("rlhf", ["--resume", "--out", parts]).spawn();
       const output = child.output();
       const started = `${parts}/ppo/metrics.jsonl`;
       while (!await Deno.stat(started).then(() => true, () => false)) {
@@ -98,7 +82,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       assertEquals(code, 130, decoder.decode(stdout));
       const done = (await records(parts, "ppo")).length;
       assert(done < 3, "it was stopped in the middle");
-      const [again, out, err] = await run("--resume", "--out", parts, "--until", "ppo");
+      const [again, out, err] = await run("rlhf", "--resume", "--out", parts, "--until", "ppo");
       assertEquals([again, err], [0, ""], out + err);
       assert(out.includes("sft: done before") && out.includes("reward: done before"), out);
       assert(out.includes(`wrote ${parts}/report.html`), out);
@@ -111,7 +95,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
     await before("reward", whole, out);
     const all = await Deno.readTextFile(`${out}/answers.jsonl`);
     await Deno.writeTextFile(`${out}/answers.jsonl`, all.slice(0, all.length / 2));
-    const [code, , err] = await run("--resume", "--out", out, "--until", "answers");
+    const [code, , err] = await run("rlhf", "--resume", "--out", out, "--until", "answers");
     assertEquals([code, err], [0, ""]);
     assertEquals(await Deno.readTextFile(`${out}/answers.jsonl`), all);
   });
@@ -119,7 +103,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
   await t.step("a KL that explodes stops it, with the step and a checkpoint", async () => {
     const out = `${folder}/kl`;
     await before("ppo", whole, out);
-    const [code, , err] = await run("--resume", "--out", out, "--kl-limit", "0");
+    const [code, , err] = await run("rlhf", "--resume", "--out", out, "--kl-limit", "0");
     assertEquals(code, 1);
     assert(/^error: PPO, step 2: the KL is \d+\.\d+, above --kl-limit 0; /.test(err), err);
     assert(err.includes(`${out}/ppo holds the run as it was after step 1`), err);
@@ -137,7 +121,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
         `${out}/settings.json`,
         JSON.stringify({ ...settings, ppoLr: 1e30 }),
       );
-      const [code, , err] = await run("--resume", "--out", out, "--until", "ppo");
+      const [code, , err] = await run("rlhf", "--resume", "--out", out, "--until", "ppo");
       assertEquals(code, 1);
       assert(/^error: PPO, step 1: .* is (NaN|-?Infinity)/.test(err), err);
       await finiteCheckpoint(`${out}/ppo`);
@@ -153,18 +137,19 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       JSON.stringify({ id, ranks: answers.map((text) => -text.length) });
     await Deno.writeTextFile(file, asked.map(line).join("\n"));
     const args = ["--resume", "--out", out, "--until", "reward", "--rankings", file];
-    const [code, , err] = await run(...args);
+    const [code, , err] = await run("rlhf", ...args);
     assertEquals([code, err], [0, ""]);
     assert((await records(out, "reward"))[1].loss !== (await records(whole, "reward"))[1].loss);
 
     // What it has learnt cannot be ranked otherwise, and a fresh run would sample other answers.
     await Deno.writeTextFile(file, line(asked[0]));
-    const [changed, , why] = await run(...args);
+    const [changed, , why] = await run("rlhf", ...args);
     assert(changed === 1 && why.includes("learns from other ranks than those in"), why);
-    const [fresh, , gone] = await run(...SMALL, "--out", out, "--rankings", file);
+    const [fresh, , gone] = await run("rlhf", ...SMALL, "--out", out, "--rankings", file);
     assert(fresh === 2 && gone.includes("there are answers in"), gone);
     await Deno.stat(`${out}/answers.jsonl`);
     const [none, , missing] = await run(
+      "rlhf",
       ...SMALL,
       "--out",
       `${out}/new`,
@@ -175,10 +160,10 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
 
     await Deno.remove(`${out}/reward`, { recursive: true });
     await Deno.writeTextFile(file, '{"id": "prompt-99", "ranks": [0, 1, 2, 3]}\n');
-    const bad = await run(...args);
+    const bad = await run("rlhf", ...args);
     assert(bad[0] === 1 && bad[2].includes("rankings.jsonl line 1: there is no prompt"), bad[2]);
     await Deno.writeTextFile(file, line(asked[0]));
-    const few = await run(...args);
+    const few = await run("rlhf", ...args);
     assert(few[0] === 1 && few[2].includes("rank more"), few[2]);
   });
 
@@ -186,6 +171,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
     const cases: [string[], number, string][] = [
       [["--ppo-step", "3"], 2, "there is no flag --ppo-step"],
       [["--prompts", "3"], 2, '--prompts must be a number from 16 on, got "3"'],
+      [["--ppo-lr", "0"], 2, '--ppo-lr must be a number above 0, got "0"'],
       [["--rollouts", "7"], 2, "--rollouts must be even"],
       [["--until", "dpo"], 2, "--until must be"],
       [["--resume", "--out", whole, "--seed", "5"], 2, "began with --seed 0"],
@@ -193,7 +179,7 @@ Deno.test("rlhf: the recipe runs, resumes to the bit, and stops where it must", 
       [["--prompts", "100000", "--device", "cpu", "--out", `${folder}/x`], 1, "too few to rank"],
     ];
     for (const [args, code, part] of cases) {
-      const [got, , err] = await run(...args);
+      const [got, , err] = await run("rlhf", ...args);
       assertEquals(got, code, err);
       assert(err.includes(part) && !err.includes("    at "), err);
     }

@@ -1,4 +1,4 @@
-/** The main job as a user runs it: files, resuming, Ctrl-C, a loss that is not a number, bad flags. */
+/** The main job as a user runs it: files, resuming, signals, a loss that is not a number, bad flags. */
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { init, openSafetensors } from "@graft/ml";
@@ -8,26 +8,11 @@ import { Progress } from "../../examples/log.ts";
 import { FLAGS, readFlags, resumed, settingsFrom } from "../../examples/settings.ts";
 import { loadTexts } from "../../examples/texts.ts";
 import { type Outcome, train } from "../../examples/train.ts";
+import { command, run } from "./command.ts";
 import { tinyModel } from "./tiny_model.ts";
 
 const root = new URL("../../", import.meta.url).pathname;
 const decoder = new TextDecoder();
-
-function command(example: string, args: string[]): Deno.Command {
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/${example}.ts`, ...args],
-    cwd: root,
-    env: { NO_COLOR: "1" },
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  });
-}
-
-async function run(example: string, ...args: string[]): Promise<[number, string, string]> {
-  const { code, stdout, stderr } = await command(example, args).output();
-  return [code, decoder.decode(stdout), decoder.decode(stderr)];
-}
 
 /** A folder with a short text, and the flags of a small run over it. */
 async function setting(
@@ -107,23 +92,55 @@ Deno.test("train: a resumed run is the unbroken one, to the bit; its adapter gen
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("train: Ctrl-C leaves a checkpoint to go on from", async () => {
+Deno.test("train: SIGINT and SIGTERM leave a checkpoint to go on from", async () => {
   const { folder, flags } = await setting(await tinyModel());
-  const out = `${folder}/out`;
-  const child = command("train", [...flags, "--out", out, "--steps", "100000"]).spawn();
-  const text = child.output();
-  for (let steps = 0; steps < 3;) {
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    steps = await losses(out).then((l) => l.length, () => 0);
-  }
-  child.kill("SIGINT");
-  const { code, stdout } = await text;
-  assertEquals(code, 130, decoder.decode(stdout));
-  const done = (await losses(out)).length;
-  const args = ["--out", out, "--device", "cpu", "--steps", `${done + 1}`, "--resume"];
-  assertEquals((await run("train", ...args))[0], 0);
-  assertEquals((await losses(out)).length, done + 1);
+  await Promise.all(
+    ([["SIGINT", 130], ["SIGTERM", 143]] as const).map(async ([signal, expected]) => {
+      const out = `${folder}/${signal}`;
+      const child = command("train", [...flags, "--out", out, "--steps", "100000"]).spawn();
+      const text = child.output();
+      for (let steps = 0; steps < 3;) {
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        steps = await losses(out).then((l) => l.length, () => 0);
+      }
+      child.kill(signal);
+      const { code, stdout } = await text;
+      assertEquals(code, expected, decoder.decode(stdout));
+      const done = (await losses(out)).length;
+      const args = ["--out", out, "--device", "cpu", "--steps", `${done + 1}`, "--resume"];
+      assertEquals((await run("train", ...args))[0], 0);
+      assertEquals((await losses(out)).length, done + 1);
+    }),
+  );
   await Deno.remove(folder, { recursive: true });
+});
+
+Deno.test("train: a signal that comes twice at once is one, a later one ends the process", async () => {
+  // A listener of its own says that each has come; a clock of its own says when.
+  const program = `
+    import { StopSignals } from "./examples/stop.ts";
+    const clock = [5000, 5700, 6400];
+    performance.now = () => clock.shift();
+    Deno.addSignalListener("SIGTERM", () => console.log("heard"));
+    const signals = new StopSignals((signal) => console.log("told", signal, signals.code));
+    setInterval(() => {}, 1000); // listeners keep no process
+    console.log("ready");
+  `;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["eval", "--no-check", program],
+    cwd: root,
+    stdin: "null",
+    stdout: "piped",
+  }).spawn();
+  let text = "";
+  for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
+    text += part;
+    for (const _ of part.matchAll(/ready|heard/g)) {
+      if (text.match(/heard/g)?.length !== 3) child.kill("SIGTERM");
+    }
+  }
+  assertEquals(text, "ready\nheard\ntold SIGTERM 143\nheard\nheard\n");
+  assertEquals((await child.status).code, 143);
 });
 
 Deno.test("train: a loss that is not a number stops the run, and the files are from before", async () => {
@@ -270,6 +287,8 @@ Deno.test("train and generate: flags that cannot be are told, without a stack", 
   const cases: [string, string[], number, string][] = [
     ["train", ["--rnak", "8"], 2, "there is no flag --rnak"],
     ["train", ["--rank", "0"], 2, '--rank must be a number from 1 on, got "0"'],
+    ["train", ["--alpha", "0"], 2, '--alpha must be a number above 0, got "0"'],
+    ["train", await config("lr", '{"lr": 0}'), 2, 'lr.json: "lr" must be a number above 0, got 0'],
     ["train", ["--steps", "2.5"], 2, '--steps must be whole, got "2.5"'],
     ["train", ["--lr"], 2, "--lr needs one value"],
     ["train", ["--lr", ""], 2, "--lr needs one value"],

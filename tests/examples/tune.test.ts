@@ -1,26 +1,8 @@
 /** The search as a user runs it: trials as processes, pruning, a stop and going on, bad flags. */
 
 import { assert, assertEquals } from "@std/assert";
+import { command, run } from "./command.ts";
 import { tinyModel } from "./tiny_model.ts";
-
-const root = new URL("../../", import.meta.url).pathname;
-
-function command(args: string[], task = "tune"): Deno.Command {
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--no-check", `${root}examples/${task}.ts`, ...args],
-    cwd: root,
-    env: { NO_COLOR: "1" },
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  });
-}
-
-async function run(...args: string[]): Promise<[number, string, string]> {
-  const { code, stdout, stderr } = await command(args).output();
-  const decoder = new TextDecoder();
-  return [code, decoder.decode(stdout), decoder.decode(stderr)];
-}
 
 /** The events of a study, but for what its trials report on the way. */
 async function events(out: string): Promise<string[]> {
@@ -49,7 +31,7 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   const targets = ["--targets", "k_proj;o_proj,up_proj"];
   const flags = ["--out", out, "--steps", "2", "--sampler", "random", ...targets, "--", ...small];
 
-  const child = command(["--trials", "2", ...flags]).spawn();
+  const child = command("tune", ["--trials", "2", ...flags]).spawn();
   while (!(await events(out).catch((): string[] => [])).includes("ask")) {
     await new Promise((done) => setTimeout(done, 50));
   }
@@ -60,11 +42,12 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
 
   // The trial that was stopped again, and another beside it.
   const [code, text, error] = await run(
+    "tune",
     ...["--trials", "2", "--parallel", "2", "--final", "1", ...flags],
   );
   assertEquals([code, error], [0, ""], text);
   assertEquals(await events(out), ["study", "ask", "ask", "ask", "tell", "tell"]);
-  const [other, , why] = await run("--trials", "2", ...flags, "--seed", "3");
+  const [other, , why] = await run("tune", "--trials", "2", ...flags, "--seed", "3");
   assert(other === 2 && why.includes("has seed 0, asked for is 3: choose another --out"), why);
   const best = JSON.parse(await Deno.readTextFile(`${out}/best.json`));
   assertEquals(
@@ -75,11 +58,9 @@ Deno.test("tune task: stopped in a trial, gone on with, ended with a best.json t
   // The final run has the best trial's settings.
   const adapter = JSON.parse(await Deno.readTextFile(`${out}/final/adapter_config.json`));
   assertEquals([adapter.r, adapter.lora_alpha], [best.rank, best.alpha]);
-  const { code: trained, stderr } = await command(
-    ["--config", `${out}/best.json`, "--steps", "1", "--out", `${folder}/trained`],
-    "train",
-  ).output();
-  assertEquals(trained, 0, new TextDecoder().decode(stderr));
+  const more = ["--steps", "1", "--out", `${folder}/trained`];
+  const [trained, , err] = await run("train", "--config", `${out}/best.json`, ...more);
+  assertEquals(trained, 0, err);
   const again = JSON.parse(await Deno.readTextFile(`${folder}/trained/adapter_config.json`));
   assertEquals(again, adapter);
   const report = await Deno.readTextFile(`${out}/report.html`);
@@ -102,7 +83,7 @@ Deno.test("tune task: bad flags are one line and exit code 2", async () => {
     ] as const
   ) {
     const out = await Deno.makeTempDir();
-    const [code, , error] = await run("--out", out, ...args);
+    const [code, , error] = await run("tune", "--out", out, ...args);
     assertEquals(code, 2, error);
     assert(error.startsWith("error: ") && error.trimEnd().split("\n").length === 1, error);
     assert(error.includes(message), error);
