@@ -1,4 +1,5 @@
-// Attention on webgpu, forward and backward, against the textbook formula in double precision.
+// Attention on webgpu, forward and backward, against the textbook formula in double precision: as for
+// the device at hand and as for a real GPU.
 import { attentionBackwardWgsl, attentionWgsl } from "../../core/ops/attention/wgsl.ts";
 import { close, element, gpuTest, type LabOperand, operand, runCall } from "./webgpu_lab.ts";
 
@@ -104,7 +105,7 @@ const CASES: Case[] = [
     masked: true,
   },
   { name: "masked, one query", b: 2, h: 2, hkv: 2, tq: 1, tk: 35, d: 12, masked: true },
-  { name: "deep", aligned: true, b: 1, h: 1, hkv: 1, tq: 33, tk: 40, d: 256 },
+  { name: "deep", aligned: true, b: 1, h: 1, hkv: 1, tq: 33, tk: 40, d: 132 },
   { name: "depth 1", b: 1, h: 1, hkv: 1, tq: 6, tk: 6, d: 1, causal: true },
 ];
 
@@ -178,16 +179,6 @@ for (const c of CASES) {
     const { q, k, v, mask } = inputsOf(c);
     const { out, lse, p } = oracle(c);
     const keys = c.keys ?? c.tk;
-    const [gotOut, gotLse] = await runCall({
-      wgsl: attentionWgsl,
-      inputs: [q, k, v, ...mask],
-      outputs: [{ shape: [c.b, c.tq, c.h, c.d] }, { shape: [c.b, c.h, c.tq] }],
-      attrs: attrsOf(c),
-      scalars: [keys],
-    });
-    close(gotOut, out, 1e-5, "out");
-    close(gotLse, lse, 1e-5, "lse");
-
     const dout = operand([c.b, c.h, c.tq, c.d], [0, 2, 1, 3], {
       offset: c.aligned ? 4 : 1,
     });
@@ -224,39 +215,54 @@ for (const c of CASES) {
         }
       }
     }
-    for (const buffers of [31, 8]) {
-      const limited = buffers === 8
-        ? function attentionBackwardOnEightBuffers(
-          ...[call, target]: Parameters<typeof attentionBackwardWgsl>
-        ): ReturnType<typeof attentionBackwardWgsl> {
-          const program = attentionBackwardWgsl(call, { ...target, maxStorageBuffers: 8 });
-          for (const { bindings } of program.passes) {
-            const storage = bindings.filter((b) => b.source.kind !== "scalars").length;
-            if (storage > 8) throw new Error(`a pass binds ${storage} storage buffers`);
-          }
-          return program;
-        }
-        : attentionBackwardWgsl;
-      const got = await runCall({
-        wgsl: limited,
-        inputs: [
-          q,
-          k,
-          v,
-          ...mask,
-          dout,
-          contiguous([c.b, c.h, c.tq], lse),
-          contiguous([c.b, c.h, c.tq], delta),
-        ],
-        outputs: [
-          { shape: [c.b, c.tq, c.h, c.d] },
-          { shape: [c.b, c.tk, c.hkv, c.d] },
-          { shape: [c.b, c.tk, c.hkv, c.d] },
-        ],
+    for (const asGpu of [false, true]) {
+      const [gotOut, gotLse] = await runCall({
+        wgsl: attentionWgsl,
+        inputs: [q, k, v, ...mask],
+        outputs: [{ shape: [c.b, c.tq, c.h, c.d] }, { shape: [c.b, c.h, c.tq] }],
         attrs: attrsOf(c),
         scalars: [keys],
+        asGpu,
       });
-      [dq, dk, dv].forEach((want, i) => close(got[i], want, 2e-5, ["dq", "dk", "dv"][i]));
+      close(gotOut, out, 1e-5, "out");
+      close(gotLse, lse, 1e-5, "lse");
+
+      // With a mask there are more inputs than eight buffers hold: other kernels, or two for one.
+      for (const buffers of asGpu || c.masked ? [31, 8] : [31]) {
+        const limited = buffers === 8
+          ? function attentionBackwardOnEightBuffers(
+            ...[call, target]: Parameters<typeof attentionBackwardWgsl>
+          ): ReturnType<typeof attentionBackwardWgsl> {
+            const program = attentionBackwardWgsl(call, { ...target, maxStorageBuffers: 8 });
+            for (const { bindings } of program.passes) {
+              const storage = bindings.filter((b) => b.source.kind !== "scalars").length;
+              if (storage > 8) throw new Error(`a pass binds ${storage} storage buffers`);
+            }
+            return program;
+          }
+          : attentionBackwardWgsl;
+        const got = await runCall({
+          wgsl: limited,
+          inputs: [
+            q,
+            k,
+            v,
+            ...mask,
+            dout,
+            contiguous([c.b, c.h, c.tq], lse),
+            contiguous([c.b, c.h, c.tq], delta),
+          ],
+          outputs: [
+            { shape: [c.b, c.tq, c.h, c.d] },
+            { shape: [c.b, c.tk, c.hkv, c.d] },
+            { shape: [c.b, c.tk, c.hkv, c.d] },
+          ],
+          attrs: attrsOf(c),
+          scalars: [keys],
+          asGpu,
+        });
+        [dq, dk, dv].forEach((want, i) => close(got[i], want, 2e-5, ["dq", "dk", "dv"][i]));
+      }
     }
   });
 }

@@ -88,7 +88,7 @@ export function rowsOf(module: WgslModule, call: CallKernel, index: number, name
       vectors,
       code: `${base}
 fn ${name}_vec(base: i32, t: i32, d: i32) -> vec4<f32> {
-  return ${variable}[u32(base + t * ${st} + d) >> 2u];
+  return ${variable}[(u32(base + t * ${st}) >> 2u) + (u32(d) >> 2u)];
 }`,
     };
   }
@@ -120,7 +120,8 @@ export function vectorFunction(
 
 /**
  * Functions over positions: `limit()`, how many keys take part; `first_key(row)` and `end_key(row)`,
- * the keys that the mask by position leaves to a query; `may(b, h, row, key)` for a pair in range.
+ * the keys that the mask by position leaves to a query; `allowed(b, h, row, key)`, what the mask says of
+ * a pair in range; `may(b, h, row, key)`, whether a pair takes part.
  */
 export function maskFunctions(module: WgslModule, call: CallKernel, sizes: Sizes): string {
   const { queries, keys, causal, window, masked } = sizes;
@@ -139,9 +140,10 @@ fn end_key(row: i32) -> i32 {
 fn first_key(row: i32) -> i32 {
   return ${window > 0 ? `max(0, position(row) - ${window - 1})` : "0"};
 }
+fn allowed(b: i32, h: i32, row: i32, key: i32) -> bool { return ${allowed}; }
 fn may(b: i32, h: i32, row: i32, key: i32) -> bool {
   if (row >= ${queries} || key < first_key(row) || key >= end_key(row)) { return false; }
-  return ${allowed};
+  return allowed(b, h, row, key);
 }`;
 }
 

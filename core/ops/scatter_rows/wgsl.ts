@@ -1,6 +1,7 @@
 /**
- * Scattered rows in WGSL: one pass clears; in a second, the first source row that names a target row
- * sums all that do, in order. So there is no race and no atomic, and results repeat to the bit.
+ * Scattered rows in WGSL: one pass clears, a second adds. On a real GPU the first source row that names
+ * a target row sums all that do; on a software device an invocation adds all rows of its columns. Both
+ * add in the order of the source, so there is no race and no atomic, and results repeat to the bit.
  *
  * @module
  */
@@ -17,30 +18,37 @@ import {
 
 const SIZE = 64;
 
+// Invocations of a workgroup on a software device: the driver's vector width.
+const LANES = 8;
+
 /** The program of scattered rows: index [N], source [N, D] → [V, D]. */
 export function scatterRowsWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
   const passes: WgslPass[] = [];
   if (countOf(call.outputs[0].shape) > 0) {
     passes.push(clear(call, target));
-    if (countOf(call.inputs[1].shape) > 0) passes.push(add(call, target));
+    if (countOf(call.inputs[1].shape) > 0) {
+      passes.push(target.software ? addByColumn(call, target) : add(call, target));
+    }
   }
   return { passes, workspace: 0 };
 }
 
 function clear(call: CallKernel, target: WgslTarget): WgslPass {
-  const [output] = call.outputs;
   const module = new WgslModule(target);
-  const out = module.array({ kind: "output", index: 0 }, output.dtype, "write");
-  const count = countOf(output.shape);
-  const groups = dispatchOf(Math.ceil(count / 256), target);
-  const code = `@compute @workgroup_size(256)
+  const count = countOf(call.outputs[0].shape);
+  const width = count % 4 === 0 ? 4 : 1;
+  const out = module.bind({ kind: "output", index: 0 }, width === 4 ? "vec4<f32>" : "f32", true);
+  const size = target.software ? 64 : 256;
+  const groups = dispatchOf(Math.ceil(count / width / size), target);
+  const code = `@compute @workgroup_size(${size})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let at = id.x + id.y * ${groups[0] * 256}u;
-  if (at < ${count}u) { ${out.store("at", "0.0")} }
+  let at = id.x + id.y * ${groups[0] * size}u;
+  if (at < ${count / width}u) { ${out}[at] = ${width === 4 ? "vec4<f32>()" : "0.0"}; }
 }`;
   return module.pass(code, groups, count);
 }
 
+/** The rows that name a target row are summed by the first of them, found by a search. */
 function add(call: CallKernel, target: WgslTarget): WgslPass {
   const [index, source] = call.inputs;
   const [rows, depth] = call.outputs[0].shape;
@@ -82,4 +90,32 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   }
 }`;
   return module.pass(code, groups, n * n);
+}
+
+/** Each invocation walks the source rows in order and adds its columns, four where they align. */
+function addByColumn(call: CallKernel, target: WgslTarget): WgslPass {
+  const [index, source] = call.inputs;
+  const [rows, depth] = call.outputs[0].shape;
+  const n = index.shape[0];
+  const width = depth % 4 === 0 && source.offset % 4 === 0 ? 4 : 1;
+  const type = width === 4 ? "vec4<f32>" : "f32";
+  const module = new WgslModule(target);
+  const indices = module.array({ kind: "input", index: 0 }, index.dtype);
+  const sources = module.bind({ kind: "input", index: 1 }, type);
+  const out = module.bind({ kind: "output", index: 0 }, type, true);
+  const columns = depth / width;
+  const groups = dispatchOf(Math.ceil(columns / LANES), target);
+  const code = `@compute @workgroup_size(${LANES})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  let column = id.x + id.y * ${groups[0] * LANES}u;
+  if (column >= ${columns}u) { return; }
+  for (var i = 0u; i < ${n}u; i++) {
+    let row = ${indices.load(`${index.offset}u + i`)};
+    if (row >= 0 && row < ${rows}) {
+      let at = u32(row) * ${columns}u + column;
+      ${out}[at] += ${sources}[${source.offset / width}u + i * ${columns}u + column];
+    }
+  }
+}`;
+  return module.pass(code, groups, n * depth);
 }
