@@ -17,7 +17,7 @@ import { forwardRows, keyGradientRows, queryGradientRows } from "./wgsl_rows.ts"
 const FEW_QUERIES = 5;
 
 // Up to this depth a software device holds rows in registers. Deeper ones are no faster there.
-const MOST_HELD = 128;
+const MOST_HELD = 64;
 
 function byRows(call: CallKernel, target: WgslTarget): boolean {
   return target.software && call.inputs[0].shape[3] <= MOST_HELD;
