@@ -182,7 +182,7 @@ export class Body {
     const f = this.#f;
     const count = this.#depends.get(e) ? this.#count : 1;
     const each = (make: (u: number) => Code) =>
-      Array.from({ length: count }, (_, u) => f.let(make(u)));
+      f.interleave(count, (u) => f.let(make(u)));
     switch (e.kind) {
       case "const":
         return [f.hoist(

@@ -66,8 +66,7 @@ export function layOut(kernel: LoopKernel): Nest {
   });
   const weight = vectorCost(kernel, nodes, vector);
   const n = shape[vector];
-  let unroll = weight <= 6 ? 4 : weight <= 14 ? 2 : 1;
-  if (across && unroll < 4) unroll = 2;
+  let unroll = 4;
   if (!across && kernel.reduced > 0 && weight <= 4 && n >= 32) unroll = 8;
   while (unroll > 1 && n < 4 * unroll) unroll /= 2;
 
