@@ -1,3 +1,4 @@
+import { recordsGradients } from "../graph.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { customFunction } from "../autograd.ts";
@@ -16,28 +17,23 @@ export function rmsNorm(x: Tensor, weight: Tensor | null, eps = 1e-6): Tensor {
     );
   }
   const scaleOf = (x: Tensor) => x.square().sum(-1, true).mul(1 / d).add(eps).rsqrt(); // [..., 1]
-  if (!weight) {
-    return customFunction([x], ([x]) => x.mul(scaleOf(x)), ({ g, inputs: [x] }) => {
-      const r = scaleOf(x);
-      return [inputGradient(x, g, r, d)];
-    });
-  }
-  return customFunction(
-    [x, weight],
-    ([x, w]) => x.mul(scaleOf(x)).mul(w),
-    ({ g, inputs: [x, w] }) => {
-      const r = scaleOf(x);
-      return [
-        x.node.needsGrad ? inputGradient(x, g.mul(w), r, d) : null,
-        w.node.needsGrad ? g.mul(x).mul(r) : null,
-      ];
-    },
-  );
-}
-
-/** r · h - x · r³ · mean(h · x), for y = x · r and h the gradient of y. */
-function inputGradient(x: Tensor, h: Tensor, r: Tensor, d: number): Tensor {
-  const dot = h.mul(x).sum(-1, true); // [..., 1]
-  const pull = dot.mul(r).mul(r).mul(r).mul(1 / d);
-  return h.mul(r).sub(x.mul(pull));
+  let found: Tensor;
+  return customFunction(weight ? [x, weight] : [x], ([x, w]) => {
+    found = scaleOf(x);
+    const y = x.mul(found);
+    return w ? y.mul(w) : y;
+  }, ({ g, inputs: [x, w] }) => {
+    // Forward's is at hand, but a gradient that is differentiated again has to know its recipe.
+    const r = recordsGradients() ? scaleOf(x) : found;
+    // Recorded for each reader anew, it is computed inside of it, and not stored: [..., D].
+    const h = () => w ? g.mul(w) : g;
+    const gradients: (Tensor | null)[] = [null];
+    if (x.node.needsGrad) {
+      // r · h - x · r³ · mean(h · x) with h the gradient of the normalised x · r
+      const pull = h().mul(x).sum(-1, true).mul(r).mul(r).mul(r).mul(1 / d); // [..., 1]
+      gradients[0] = h().mul(r).sub(x.mul(pull));
+    }
+    if (w) gradients.push(w.node.needsGrad ? g.mul(x).mul(r) : null);
+    return gradients;
+  });
 }
