@@ -118,6 +118,7 @@ class Rows {
     const weight = this.#weight === null
       ? null
       : f.let(add(f.input(this.#weight), 4 * this.#call.inputs[this.#weight].offset));
+    // The unit's part of the weight's gradient, and how far on the bias's lies.
     const [dw, db] = this.#call.attrs.weight ? [part, 4 * padded(d)] : [null, 0];
     const load = (base: Local, column: Local, left: number): Local =>
       f.let(firstOf(f, v128.load(add(base, column)), left));
