@@ -7,7 +7,7 @@
  */
 
 import { bytesOf, type DType, type Register, registerOf } from "../dtype.ts";
-import { constant, type Load } from "../expr.ts";
+import { constant } from "../expr.ts";
 import type { LoopKernel } from "../kernel.ts";
 import {
   add,
@@ -89,11 +89,6 @@ function nonEmpty(kernel: LoopKernel): LoopKernel {
     reduced: 0,
     body: constant(kernel.body.type, neutral(kernel.combine!, kernel.body.type)),
   };
-}
-
-/** A load of each element of a row-major array of `shape`. */
-export function contiguousLoad(input: number, type: Register, shape: readonly number[]): Load {
-  return { kind: "load", type, input, strides: rowMajor(shape), offset: 0, bounds: [] };
 }
 
 function rowMajor(shape: readonly number[]): number[] {

@@ -6,10 +6,9 @@
  */
 
 import { bytesOf } from "../dtype.ts";
-import type { Expr } from "../expr.ts";
+import { type Expr, nodesOf } from "../expr.ts";
 import type { LoopKernel } from "../kernel.ts";
 import { costOf } from "./apply.ts";
-import { nodesOf } from "./space.ts";
 
 /** The layout of a nest. Output dimensions but the vector one run as `rows`, flattened. */
 export interface Nest {

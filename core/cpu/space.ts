@@ -5,37 +5,8 @@
  * @module
  */
 
-import { type Bound, constant, type Expr } from "../expr.ts";
+import { type Bound, constant, nodesOf, rewrite } from "../expr.ts";
 import type { LoopKernel } from "../kernel.ts";
-
-/** Every node of `body`, arguments before what uses them. */
-export function nodesOf(body: Expr): Expr[] {
-  const seen = new Set<Expr>();
-  const out: Expr[] = [];
-  const visit = (e: Expr) => {
-    if (seen.has(e)) return;
-    seen.add(e);
-    if (e.kind === "apply") e.args.forEach(visit);
-    if (e.kind === "fetch") e.at.forEach((a) => visit(a.index));
-    out.push(e);
-  };
-  visit(body);
-  return out;
-}
-
-/** `body` with each node replaced by what `change` makes of it; arguments are changed already. */
-export function rewrite(body: Expr, change: (e: Expr) => Expr): Expr {
-  const made = new Map<Expr, Expr>();
-  for (const e of nodesOf(body)) {
-    let next = e;
-    if (e.kind === "apply") next = { ...e, args: e.args.map((a) => made.get(a)!) };
-    if (e.kind === "fetch") {
-      next = { ...e, at: e.at.map((a) => ({ ...a, index: made.get(a.index)! })) };
-    }
-    made.set(e, change(next));
-  }
-  return made.get(body)!;
-}
 
 /** The same kernel over the fewest dimensions, but at least one. */
 export function simplify(kernel: LoopKernel): LoopKernel {
