@@ -188,10 +188,11 @@ export function sinkOf(
 /** A pass over tiles. */
 export interface TiledPass {
   readonly pass: WgslPass;
-  /** Into how many chunks it cuts K. */
+  /**
+   * Into how many chunks it cuts K. Where there are several it leaves them in the workspace, for a pass
+   * that adds them and applies the epilogue.
+   */
   readonly chunks: number;
-  /** Whether it leaves the chunks in the workspace, for a pass that adds them and applies the epilogue. */
-  readonly split: boolean;
 }
 
 /**

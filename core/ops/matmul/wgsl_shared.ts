@@ -139,11 +139,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     )
   }
 }`;
-  return {
-    pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k),
-    chunks,
-    split: chunks > 1,
-  };
+  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks };
 }
 
 // Copies the `block` × `blockK` tile from (origin, k0) on to workgroup memory as [k][outer], with
