@@ -6,7 +6,7 @@
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
+import { dispatchOf, lanesOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
 import {
   maskFunctions,
   type Rows,
@@ -15,9 +15,6 @@ import {
   sizesOf,
   vectorFunction,
 } from "./wgsl_blocks.ts";
-
-// Invocations of a workgroup: the driver's vector width.
-const LANES = 8;
 
 /** The forward pass: q, k, v, (mask) → out, log-sum-exp. */
 export function forwardRows(call: CallKernel, target: WgslTarget): WgslPass {
@@ -40,7 +37,7 @@ ${text.start}
   var top = -1e30;
   var sum = 0.0;
   ${text.zeros("o")}
-  let end = end_key(min(row0 + ${LANES - 1}, ${queries - 1}));
+  let end = end_key(min(row0 + ${text.lanes - 1}, ${queries - 1}));
   for (var key = first_key(row0); key < end; key++) {
     let ok = ${takesPart(sizes, "h", "row", "key")};
     ${text.row(k, "key", "k")}
@@ -89,7 +86,7 @@ ${text.start}
   let first = first_key(row);
   let last = end_key(row);
   ${text.zeros("g")}
-  let end = end_key(min(row0 + ${LANES - 1}, ${queries - 1}));
+  let end = end_key(min(row0 + ${text.lanes - 1}, ${queries - 1}));
   for (var key = first_key(row0); key < end; key++) {
     let ok = ${takesPart(sizes, "h", "row", "key")};
     ${text.row(k, "key", "k")}
@@ -135,7 +132,7 @@ ${text.start}
   // The queries that see some key of the workgroup.
   let first_query = ${causal ? `max(0, row0 - ${shift})` : "0"};
   var end_query = ${
-    window > 0 ? `min(${queries}, row0 + ${LANES - 1 + window} - ${shift})` : `${queries}`
+    window > 0 ? `min(${queries}, row0 + ${text.lanes - 1 + window} - ${shift})` : `${queries}`
   };
   if (row0 >= limit()) { end_query = 0; }
   for (var head = h * ${group}; head < (h + 1) * ${group}; head++) {
@@ -180,6 +177,8 @@ function takesPart(sizes: Sizes, head: string, query: string, key: string): stri
 /** Text over rows of `depth`; vector i of the row NAME is the register NAMEi. */
 class RowText {
   readonly groups: [number, number, number];
+  /** Rows of a workgroup, one an invocation. */
+  readonly lanes: number;
   /**
    * The entry point's begin: b, h and the workgroup's first row, row0; `line` is the invocation's row,
    * and `row` the same or, past the end, the last one.
@@ -195,16 +194,17 @@ class RowText {
     this.#depth = depth;
     this.#vectors = Math.ceil(depth / 4);
     this.#origin = `(b * ${rows} + row) * ${heads} + h`;
-    const tiles = Math.ceil(rows / LANES);
+    this.lanes = lanesOf(module.target);
+    const tiles = Math.ceil(rows / this.lanes);
     const count = batch * heads * tiles;
     this.groups = dispatchOf(count, module.target);
-    this.start = `@compute @workgroup_size(${LANES})
+    this.start = `@compute @workgroup_size(${this.lanes})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let index = id.x + id.y * ${this.groups[0]}u;
   if (index >= ${count}u) { return; }
   let b = i32(index / ${heads * tiles}u);
   let h = i32((index / ${tiles}u) % ${heads}u);
-  let row0 = i32(index % ${tiles}u) * ${LANES};
+  let row0 = i32(index % ${tiles}u) * ${this.lanes};
   let line = row0 + i32(lane);
   let row = min(line, ${rows - 1});`;
   }
@@ -232,9 +232,22 @@ ${inputs.map(({ code }) => code).join("\n")}`;
     let ${name} = (${name}_4.x + ${name}_4.y) + (${name}_4.z + ${name}_4.w);`;
   }
 
-  /** Declares the registers of a row and reads it. */
+  /**
+   * Declares the registers of a row of the other side and reads it. It is the same for all lanes, so
+   * they share out its vectors where they can tell each other.
+   */
   row(rows: Rows, at: string, name: string): string {
-    return this.each((i) => `let ${name}${i} = ${this.#vector(rows, at, `${4 * i}`)};`);
+    const { lanes } = this;
+    if (!this.#module.target.subgroup) {
+      return this.each((i) => `let ${name}${i} = ${this.#vector(rows, at, `${4 * i}`)};`);
+    }
+    const loads = Array.from({ length: Math.ceil(this.#vectors / lanes) }, (_, g) => {
+      const vector = `min(i32(lane) + ${g * lanes}, ${this.#vectors - 1})`;
+      return `let ${name}_${g} = ${this.#vector(rows, at, `4 * ${vector}`)};`;
+    });
+    const own = (i: number): string => `${name}_${Math.floor(i / lanes)}`;
+    return `${loads.join("\n    ")}
+    ${this.each((i) => `let ${name}${i} = ${this.#module.broadcast(own(i), i % lanes)};`)}`;
   }
 
   /**
