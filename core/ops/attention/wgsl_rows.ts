@@ -8,12 +8,12 @@
 import type { CallKernel } from "../../kernel.ts";
 import { dispatchOf, lanesOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
 import {
+  gradientInputs,
   maskFunctions,
   type Rows,
   rowsOf,
   type Sizes,
   sizesOf,
-  vectorFunction,
 } from "./wgsl_blocks.ts";
 
 /** The forward pass: q, k, v, (mask) → out, log-sum-exp. */
@@ -24,7 +24,7 @@ export function forwardRows(call: CallKernel, target: WgslTarget): WgslPass {
   const [q, k, v] = ["q", "k", "v"].map((name, i) => rowsOf(module, call, i, name));
   const lse = module.array({ kind: "output", index: 1 }, "f32", "write");
   const text = new RowText(module, depth, queries, heads, batch);
-  const code = `${text.functions([q, k, v])}
+  const code = `${[q, k, v].map((rows) => rows.code).join("\n")}
 ${maskFunctions(module, call, sizes)}
 ${text.start}
   let base_q = q_base(b, h);
@@ -67,14 +67,9 @@ export function queryGradientRows(call: CallKernel, target: WgslTarget): WgslPas
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const after = sizes.masked ? 4 : 3;
-  const [q, k, v] = ["q", "k", "v"].map((name, i) => rowsOf(module, call, i, name));
-  const dout = rowsOf(module, call, after, "dout");
+  const { q, k, v, dout, code: functions } = gradientInputs(module, call, sizes, true);
   const text = new RowText(module, depth, queries, heads, batch);
-  const code = `${text.functions([q, k, v, dout])}
-${vectorFunction(module, call.inputs[after + 1], after + 1, "lse")}
-${vectorFunction(module, call.inputs[after + 2], after + 2, "delta")}
-${maskFunctions(module, call, sizes)}
+  const code = `${functions}
 ${text.start}
   let base_q = q_base(b, h);
   let base_dout = dout_base(b, h);
@@ -111,22 +106,14 @@ export function keyGradientRows(
   const sizes = sizesOf(call);
   const { batch, keyHeads, group, queries, keys, depth, scale, causal, window } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const after = sizes.masked ? 4 : 3;
-  const q = rowsOf(module, call, 0, "q");
-  const k = rowsOf(module, call, 1, "k");
-  // dv alone needs neither v nor delta.
-  const v = dk ? rowsOf(module, call, 2, "v") : null;
-  const dout = rowsOf(module, call, after, "dout");
+  const { q, k, v, dout, code: functions } = gradientInputs(module, call, sizes, dk);
   const text = new RowText(module, depth, keys, keyHeads, batch);
   const shift = `(${module.scalar(0)} - ${queries})`;
-  const code = `${text.functions([q, k, ...v ? [v] : [], dout])}
-${vectorFunction(module, call.inputs[after + 1], after + 1, "lse")}
-${dk ? vectorFunction(module, call.inputs[after + 2], after + 2, "delta") : ""}
-${maskFunctions(module, call, sizes)}
+  const code = `${functions}
 ${text.start}
   let base_k = k_base(b, h);
-  ${v ? "let base_v = v_base(b, h);" : ""}
-  ${v ? text.ownRow([k, "k"], [v, "v"]) : text.ownRow([k, "k"])}
+  ${dk ? "let base_v = v_base(b, h);" : ""}
+  ${dk ? text.ownRow([k, "k"], [v, "v"]) : text.ownRow([k, "k"])}
   ${dk ? text.zeros("gk") : ""}
   ${dv ? text.zeros("gv") : ""}
   // The queries that see some key of the workgroup.
@@ -180,8 +167,8 @@ class RowText {
   /** Rows of a workgroup, one an invocation. */
   readonly lanes: number;
   /**
-   * The entry point's begin: b, h and the workgroup's first row, row0; `line` is the invocation's row,
-   * and `row` the same or, past the end, the last one.
+   * The function `vectors()`, how many hold a row, and the entry point's begin: b, h and the workgroup's
+   * first row, row0; `line` is the invocation's row, and `row` the same or, past the end, the last one.
    */
   readonly start: string;
   readonly #module: WgslModule;
@@ -198,7 +185,11 @@ class RowText {
     const tiles = Math.ceil(rows / this.lanes);
     const count = batch * heads * tiles;
     this.groups = dispatchOf(count, module.target);
-    this.start = `@compute @workgroup_size(${this.lanes})
+    // At least one key takes part. A driver that knew the number would write out the loops up to it.
+    this.start = `fn vectors() -> i32 { return select(0, ${this.#vectors}, ${
+      module.scalar(0)
+    } > 0); }
+@compute @workgroup_size(${this.lanes})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let index = id.x + id.y * ${this.groups[0]}u;
   if (index >= ${count}u) { return; }
@@ -211,14 +202,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 
   each(text: (i: number) => string): string {
     return Array.from({ length: this.#vectors }, (_, i) => text(i)).join("\n    ");
-  }
-
-  /** The functions that read `inputs`, and `vectors()`, how many hold a row. */
-  functions(inputs: readonly Rows[]): string {
-    // At least one key takes part. A driver that knew the number would write out the loops up to it.
-    const keys = this.#module.scalar(0);
-    return `fn vectors() -> i32 { return select(0, ${this.#vectors}, ${keys} > 0); }
-${inputs.map(({ code }) => code).join("\n")}`;
   }
 
   zeros(name: string): string {
