@@ -16,17 +16,10 @@ import {
   dispatchOf,
   lanesOf,
   powerAbove,
-  WgslModule,
+  type WgslModule,
   type WgslTarget,
 } from "../../wgsl.ts";
-import {
-  type Product,
-  type Side,
-  sideFunctions,
-  sinkOf,
-  storeTile,
-  type TiledPass,
-} from "./wgsl_product.ts";
+import { beginTile, type Product, type Side, storeTile, type TiledPass } from "./wgsl_product.ts";
 
 // Lines of the side that all lanes have in common; more of them take longer to compile and are no
 // faster. Where each lane loads them all, they are half as many.
@@ -35,7 +28,7 @@ const MOST_LINES = 32;
 const COMPONENTS = ["x", "y", "z", "w"] as const;
 const STEPS = [0, 1, 2, 3] as const;
 
-/** The pass. It leaves the epilogue to another. */
+/** The pass. */
 export function registerTile(
   product: Product,
   call: CallKernel,
@@ -54,12 +47,7 @@ export function registerTile(
   const chunks = tiles >= 8 ? 1 : Math.max(1, Math.min(Math.ceil(8 / tiles), Math.floor(k / 256)));
   const length = Math.ceil(k / chunks / 4) * 4;
 
-  const module = new WgslModule(target, call.scalars);
-  const functions = [
-    sideFunctions(module, product.a, 0, "a", batch),
-    sideFunctions(module, product.b, 1, "b", batch),
-  ];
-  const sink = sinkOf(module, product, call, chunks > 1);
+  const { module, functions, sink } = beginTile(product, call, target, chunks > 1);
   const [common, own] = turned
     ? [commonLines("b", product.b, lines, module), ownLines("a", product.a)]
     : [commonLines("a", product.a, lines, module), ownLines("b", product.b)];
@@ -74,8 +62,7 @@ export function registerTile(
   const across = (i: number, j: number): string =>
     `vec4<f32>(${STEPS.map((c) => `${acc(4 * j + c)}.${COMPONENTS[i]}`).join(", ")})`;
   const { places, groups } = placesOf(module, [tilesM, tilesN, batches, chunks], target);
-  const code = `${functions.join("\n")}
-${sink.code}
+  const code = `${functions}
 @compute @workgroup_size(${lanes})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   ${places}
