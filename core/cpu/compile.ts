@@ -5,11 +5,11 @@
  * @module
  */
 
-import { rewrite } from "./space.ts";
 import { contiguousLoad, loopProgram } from "./loops.ts";
 import type { Memory } from "./memory.ts";
 import type { Pool } from "./pool.ts";
-import { type CallKernel, type Kernel, kernelKey, type LoopKernel } from "../kernel.ts";
+import { rewrite } from "../expr.ts";
+import { type CallKernel, type Kernel, kernelKey, type LoopKernel, outputsOf } from "../kernel.ts";
 import {
   KernelFunc,
   ModuleBuilder,
@@ -94,7 +94,7 @@ export class Compiler {
   #function(module: ModuleBuilder, kernel: Kernel, build: WasmStage["build"]): KernelFunc {
     const inputs = kernel.inputs.length +
       (kernel.kind === "call" ? kernel.epilogue?.inputs.length ?? 0 : 0);
-    const outputs = kernel.kind === "call" ? kernel.outputs.length : 1;
+    const { length: outputs } = kernel.kind === "call" ? kernel.outputs : outputsOf(kernel);
     const f = new KernelFunc(module, this.#target, inputs, outputs);
     try {
       build(f);
@@ -113,16 +113,17 @@ function callProgram(call: CallKernel, target: WasmTarget): WasmProgram {
   if (call.epilogue === null) return program;
   const own = call.inputs.length + call.epilogue.inputs.length;
   const [output] = call.outputs;
+  const [body] = rewrite(
+    [call.epilogue.body],
+    (e) => e.kind === "acc" ? contiguousLoad(own, e.type, output.shape) : e,
+  );
   const loop: LoopKernel = {
     kind: "loop",
     label: call.label,
     shape: output.shape,
     reduced: 0,
     combine: null,
-    body: rewrite(
-      call.epilogue.body,
-      (e) => e.kind === "acc" ? contiguousLoad(own, e.type, output.shape) : e,
-    ),
+    body,
     inputs: [...call.inputs.map((o) => o.dtype), ...call.epilogue.inputs, output.dtype],
     scalars: call.scalars,
     output: output.dtype,
