@@ -8,7 +8,7 @@
 import { loopProgram } from "./loops.ts";
 import type { Memory } from "./memory.ts";
 import type { Pool } from "./pool.ts";
-import { type CallKernel, epilogueLoop, type Kernel, kernelKey } from "../kernel.ts";
+import { type CallKernel, epilogueLoop, type Kernel, kernelKey, outputsOf } from "../kernel.ts";
 import {
   KernelFunc,
   ModuleBuilder,
@@ -93,7 +93,7 @@ export class Compiler {
   #function(module: ModuleBuilder, kernel: Kernel, build: WasmStage["build"]): KernelFunc {
     const inputs = kernel.inputs.length +
       (kernel.kind === "call" ? kernel.epilogue?.inputs.length ?? 0 : 0);
-    const outputs = kernel.kind === "call" ? kernel.outputs.length : 1;
+    const { length: outputs } = kernel.kind === "call" ? kernel.outputs : outputsOf(kernel);
     const f = new KernelFunc(module, this.#target, inputs, outputs);
     try {
       build(f);

@@ -8,7 +8,7 @@
 
 import { bytesOf, type DType, type Register, registerOf } from "../dtype.ts";
 import { constant } from "../expr.ts";
-import type { LoopKernel } from "../kernel.ts";
+import { bodiesOf, type LoopKernel } from "../kernel.ts";
 import {
   add,
   type Code,
@@ -33,10 +33,10 @@ import { simplify } from "./space.ts";
 /** Where the kernel's arrays are: addresses in the function. */
 export interface Places {
   input(f: KernelFunc, index: number): Code;
-  output(f: KernelFunc): Code;
+  output(f: KernelFunc, index: number): Code;
 }
 
-const OWN: Places = { input: (f, i) => f.input(i), output: (f) => f.output(0) };
+const OWN: Places = { input: (f, i) => f.input(i), output: (f, i) => f.output(i) };
 
 /** Terms that one lane may add up in f32 before it hands its sum on to f64. */
 const SEQUENTIAL = 64;
@@ -152,8 +152,8 @@ class NestEmitter {
   readonly #f: KernelFunc;
   readonly #nest: Nest;
   readonly #body: Body;
-  /** Address of the output of the current row. */
-  #out!: Code;
+  /** Addresses of the outputs of the current row. */
+  #outs!: readonly Code[];
   /** What chunk the row belongs to. */
   #chunk: Code | null = null;
   readonly #dtype: DType;
@@ -185,7 +185,7 @@ class NestEmitter {
     const f = this.#f;
     const { kernel, outer, chunks, tile, vector } = this.#nest;
     this.#body.enter(0);
-    const base = f.let(this.#base());
+    const bases = bodiesOf(kernel).map((_, k) => f.let(this.#base(k)));
     const first = f.let(mul(f.unit, each));
     const end = f.let(least(add(first, each), rows));
     f.upTo(first, end, 1, () => {
@@ -209,7 +209,7 @@ class NestEmitter {
         mul(this.#body.coordinates[d], this.#strides[d] * bytesOf(this.#dtype))
       );
       if (this.#chunk) terms.push(mul(this.#chunk, 4 * this.#nest.outputs));
-      this.#out = terms.length === 0 ? base : f.let(add(base, ...terms));
+      this.#outs = bases.map((base) => terms.length === 0 ? base : f.let(add(base, ...terms)));
       const n = kernel.shape[vector];
       const to = tile === n ? i32.const(n) : f.let(least(add(from, tile), n));
       if (this.#nest.across) this.#reduceAcross();
@@ -217,9 +217,9 @@ class NestEmitter {
     });
   }
 
-  #base(): Code {
+  #base(index: number): Code {
     const { write } = this.#nest.kernel;
-    const address = this.#places.output(this.#f);
+    const address = this.#places.output(this.#f, index);
     if (this.#nest.chunks > 1) return address;
     const bytes = bytesOf(this.#dtype);
     const moved = write.slot === undefined
@@ -233,8 +233,11 @@ class NestEmitter {
     const { kernel } = this.#nest;
     this.#body.vectors(from, to, (count, left) => {
       if (kernel.reduced === 0) {
-        const value = this.#body.value(kernel.body);
-        for (let u = 0; u < count; u++) this.#store(from, u, value[u], left);
+        // All is computed, and so read, before any of it is stored.
+        bodiesOf(kernel).forEach((body, k) => {
+          const value = this.#body.value(body);
+          for (let u = 0; u < count; u++) this.#store(k, from, u, value[u], left);
+        });
         return;
       }
       const sums = new Sums(this.#f, this.#nest, count);
@@ -243,7 +246,7 @@ class NestEmitter {
         for (let u = 0; u < count; u++) sums.add(u, value[u]);
       });
       const result = sums.result();
-      for (let u = 0; u < count; u++) this.#store(from, u, result[u], left);
+      for (let u = 0; u < count; u++) this.#store(0, from, u, result[u], left);
     });
   }
 
@@ -275,7 +278,7 @@ class NestEmitter {
       });
     });
     const [total] = sums.fold();
-    storeLanes(f, this.#dtype, [this.#out, null, null, null], total);
+    storeLanes(f, this.#dtype, [this.#outs[0], null, null, null], total);
   }
 
   /**
@@ -317,11 +320,11 @@ class NestEmitter {
     });
   }
 
-  #store(i: Local, u: number, value: Code, left: number | null): void {
+  #store(output: number, i: Local, u: number, value: Code, left: number | null): void {
     const f = this.#f;
     const bytes = bytesOf(this.#dtype);
     const stride = this.#strides[this.#nest.vector];
-    const address = add(this.#out, mul(i, stride * bytes));
+    const address = add(this.#outs[output], mul(i, stride * bytes));
     if (stride === 1 && left === null) {
       return storeVector(f, this.#dtype, address, value, 4 * u * bytes);
     }

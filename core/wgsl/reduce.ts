@@ -8,7 +8,7 @@
  */
 
 import { bytesOf, type DType, type Register } from "../dtype.ts";
-import { constant, type Expr } from "../expr.ts";
+import { accessesOf, constant, type Expr } from "../expr.ts";
 import type { LoopKernel, Write } from "../kernel.ts";
 import { addressOf, emitExpr, literalOf } from "./expr.ts";
 import { WgslModule } from "./module.ts";
@@ -21,7 +21,7 @@ import {
   type WgslProgram,
   type WgslTarget,
 } from "./program.ts";
-import { accessesOf, collapse, coordinatesOf, countOf, type Space } from "./space.ts";
+import { collapse, coordinatesOf, countOf, type Space } from "./space.ts";
 
 /** How two terms are combined. */
 export type Combine = "sum" | "prod" | "max" | "min";
@@ -70,7 +70,7 @@ export function reductionWgsl(reduction: Reduction, target: WgslTarget): WgslPro
   const space = collapse({
     shape: reduction.shape,
     reduced: reduction.reduced,
-    body: reduction.body,
+    bodies: [reduction.body],
     write: reduction.write.strides,
   });
   const layout = layoutOf(space, outputs, terms, target);
@@ -81,7 +81,7 @@ export function reductionWgsl(reduction: Reduction, target: WgslTarget): WgslPro
   const second: Space = {
     shape: [...space.shape.slice(0, space.shape.length - space.reduced), layout.chunks],
     reduced: 1,
-    body: constant(space.body.type, 0),
+    bodies: [constant(reduction.body.type, 0)],
     write: space.write,
   };
   return {
@@ -98,7 +98,7 @@ function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarg
   const border = rank - space.reduced;
   // Which dimension do the loads walk in steps of one?
   let alongTerms = 0, alongOutputs = 0;
-  for (const a of accessesOf(space.body)) {
+  for (const a of accessesOf(...space.bodies)) {
     if (space.reduced > 0 && Math.abs(a.strides[rank - 1]) === 1) alongTerms++;
     if (border > 0 && Math.abs(a.strides[border - 1]) === 1) alongOutputs++;
   }
@@ -187,7 +187,7 @@ function pass(
       reduction.output,
       narrow ? "halves" : "write",
     );
-    for (const i of reduction.aliases) inputs.alias(i, array);
+    for (const [i] of reduction.aliases) inputs.alias(i, array);
     let value = "total";
     if (reduction.epilogue) {
       epilogue = epilogueFunction(module, reduction.outputShape!, reduction.epilogue, inputs);
@@ -207,14 +207,14 @@ function pass(
     const workspace = module.array({ kind: "workspace" }, stored);
     element = `return ${workspace.load(`term * ${outputs}u + output`)};`;
   } else {
-    const emitted = emitExpr(module, space.body, {
+    const emitted = emitExpr(module, space.bodies, {
       coordinate: (d) => `c${d}`,
       array: (i) => inputs.array(i),
     });
     element = `${coordinatesOf(shape, 0, border, "output")}
   ${coordinatesOf(shape, border, shape.length, "term")}
   ${emitted.code}
-  return ${emitted.value};`;
+  return ${emitted.values[0]};`;
   }
 
   const identity = literalOf(module, type, identityOf(reduction.combine, type));

@@ -6,18 +6,18 @@
  */
 
 import { bytesOf, type DType, registerOf } from "../dtype.ts";
-import type { Expr, Load } from "../expr.ts";
+import { accessesOf, type Expr, type Load, operationsOf } from "../expr.ts";
 import type { LoopKernel, Write } from "../kernel.ts";
 import { addressOf, boundText, emitExpr, literalOf } from "./expr.ts";
 import { WgslModule } from "./module.ts";
-import { type Aliases, slotTerm, WgslInputs } from "./pointwise.ts";
+import { type Aliases, resultOf, slotTerm, WgslInputs } from "./pointwise.ts";
 import { dispatchOf, type WgslProgram, type WgslTarget } from "./program.ts";
-import { accessesOf, coordinatesOf, countOf, type Space } from "./space.ts";
+import { coordinatesOf, countOf, type Space } from "./space.ts";
 
 // Below this many elements one invocation each is faster: more of the device works.
 const LEAST = 16384;
 
-// The body stands four times in the code; beyond this many operations it takes long to compile.
+// The bodies stand four times in the code; beyond this many operations it takes long to compile.
 const MOST_OPERATIONS = 48;
 
 /** Four neighbours at a time of a bound array. */
@@ -88,7 +88,7 @@ function vectorInputs(
   space: Space,
   write: Write,
   aliases: Aliases,
-  body: Expr,
+  bodies: readonly Expr[],
 ): ReadonlySet<number> | null {
   const { shape } = space;
   const last = shape.length - 1;
@@ -96,31 +96,16 @@ function vectorInputs(
     return null;
   }
   if (write.slot !== undefined && !byFour(write.stride ?? 0)) return null;
-  if (operations(body) > MOST_OPERATIONS) return null;
+  if (operationsOf(...bodies) > MOST_OPERATIONS) return null;
   const yes = new Set<number>(), no = new Set<number>();
-  for (const e of accessesOf(body)) {
+  for (const e of accessesOf(...bodies)) {
     const whole = e.kind === "load" && aligned(e.strides, e.offset) &&
       e.bounds.every((b) => b.dim !== last);
     (whole ? yes : no).add(e.input);
   }
   for (const i of no) yes.delete(i);
-  // The output is bound in vectors, so what shares its memory must be read so.
-  return aliases.every((i) => !no.has(i)) ? yes : null;
-}
-
-function operations(body: Expr): number {
-  const seen = new Set<Expr>();
-  let count = 0;
-  const visit = (e: Expr): void => {
-    if (seen.has(e)) return;
-    seen.add(e);
-    if (e.kind === "fetch") e.at.forEach((a) => visit(a.index));
-    if (e.kind !== "apply") return;
-    count++;
-    e.args.forEach(visit);
-  };
-  visit(body);
-  return count;
+  // An output is bound in vectors, so what shares its memory must be read so.
+  return aliases.every(([i]) => !no.has(i)) ? yes : null;
 }
 
 /** The program of a pointwise kernel in steps of four, or null where that does not fit. */
@@ -130,14 +115,14 @@ export function vectorWgsl(
   aliases: Aliases,
   target: WgslTarget,
 ): WgslProgram | null {
-  const { shape, body } = space;
+  const { shape, bodies } = space;
   const write: Write = { ...kernel.write, strides: space.write };
-  const whole = vectorInputs(space, write, aliases, body);
+  const whole = vectorInputs(space, write, aliases, bodies);
   if (!whole) return null;
   const module = new WgslModule(target, kernel.scalars);
-  const output = bindVectors(module, "output", 0, kernel.output);
+  const outputs = bodies.map((_, k) => bindVectors(module, "output", k, kernel.output));
   const inputs = new WgslInputs(module, kernel.inputs);
-  const vectors = new Map<number, Vectors>(aliases.map((i) => [i, output]));
+  const vectors = new Map(aliases.map(([i, output]) => [i, outputs[output]]));
   const rank = shape.length, last = rank - 1;
 
   // Vector loads stand before the four values; each value gets its component as a parameter.
@@ -163,7 +148,8 @@ export function vectorWgsl(
     parameters.push(`${parameter}: ${e.type}`);
     return parameter;
   };
-  const emitted = emitExpr(module, body, {
+  const result = resultOf(bodies);
+  const emitted = emitExpr(module, bodies, {
     coordinate: (d) => `c${d}`,
     array: (i) => inputs.array(i),
     load: vectorLoad,
@@ -179,9 +165,9 @@ export function vectorWgsl(
   const groups = dispatchOf(Math.ceil(points / size), target);
   const code = `fn element(${
     [...shape.map((_, d) => `c${d}: i32`), ...parameters].join(", ")
-  }) -> ${body.type} {
+  }) -> ${result.type} {
   ${emitted.code}
-  return ${emitted.value};
+  return ${result.pack(emitted.values)};
 }
 @compute @workgroup_size(${size})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -192,7 +178,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   ${loads.join("\n  ")}
   let address = ${place};
   ${values.map((v, k) => `let v_${k} = ${v};`).join("\n  ")}
-  ${output.store("address", [0, 1, 2, 3].map((k) => `v_${k}`))}
+  ${
+    outputs.map((output, o) =>
+      output.store("address", [0, 1, 2, 3].map((k) => result.part(`v_${k}`, o)))
+    ).join("\n  ")
+  }
 }`;
   return { passes: [module.pass(code, groups, count * 4)], workspace: 0 };
 }

@@ -12,7 +12,13 @@ import {
   select,
   type Unary,
 } from "../../core/expr.ts";
-import type { Backend, LoopKernel, Step } from "../../core/kernel.ts";
+import {
+  type Backend,
+  bodiesOf,
+  type LoopKernel,
+  outputsOf,
+  type Step,
+} from "../../core/kernel.ts";
 import { i32 } from "../../core/wasm.ts";
 import { decode, decodeAll, encode, interpret } from "./interpret.ts";
 
@@ -37,32 +43,45 @@ async function runLoop(
   scalars: readonly number[],
   output: HostArray,
 ): Promise<HostArray> {
+  return (await runOutputs(backend, kernel, inputs, scalars, [output]))[0];
+}
+
+/** As {@linkcode runLoop}, with all outputs. */
+async function runOutputs(
+  backend: Backend,
+  kernel: LoopKernel,
+  inputs: readonly HostArray[],
+  scalars: readonly number[],
+  outputs: readonly HostArray[],
+): Promise<HostArray[]> {
   const buffers = inputs.map((data) => {
     const buffer = backend.allocate(Math.max(16, data.byteLength));
     backend.write(buffer, data);
     return buffer;
   });
-  const out = kernel.inPlace !== null
-    ? buffers[kernel.inPlace]
-    : backend.allocate(Math.max(16, output.byteLength));
-  if (kernel.inPlace === null) backend.write(out, output);
+  const outs = outputsOf(kernel).map(({ inPlace }, k) => {
+    if (inPlace !== null) return buffers[inPlace];
+    const out = backend.allocate(Math.max(16, outputs[k].byteLength));
+    backend.write(out, outputs[k]);
+    return out;
+  });
   const bytes = backend.workspace(kernel);
   const workspace = bytes > 0 ? backend.allocate(bytes) : null;
-  const step: Step = { kernel, inputs: buffers, outputs: [out], workspace, scalars: 0 };
+  const step: Step = { kernel, inputs: buffers, outputs: outs, workspace, scalars: 0 };
   const program = backend.program([step], 64);
   const words = new Uint32Array(64);
   words.set(scalars);
   const run = await program.run({
     uploads: [],
     scalars: words,
-    results: [{ buffer: out, bytes: output.byteLength }],
+    results: outs.map((buffer, k) => ({ buffer, bytes: outputs[k].byteLength })),
   });
-  const [data] = await run.fetch();
+  const data = await run.fetch();
   program.dispose();
-  for (const b of new Set([...buffers, out])) backend.free(b);
+  for (const b of new Set([...buffers, ...outs])) backend.free(b);
   if (workspace) backend.free(workspace);
-  const Kind = output.constructor as new (b: ArrayBuffer) => HostArray;
-  return new Kind(data);
+  const Kind = outputs[0].constructor as new (b: ArrayBuffer) => HostArray;
+  return data.map((bytes) => new Kind(bytes));
 }
 
 interface Case {
@@ -283,6 +302,15 @@ function randomCase(seed: number): Case {
     inPlace: null,
   };
   const before = encode(output, Array.from({ length: count }, () => 1));
+  if (reduced === 0 && next() < 0.5) {
+    const more = Array.from({ length: 1 + below(3) }, () => expression(type, 1 + below(2)));
+    return {
+      kernel: { ...kernel, more: more.map((body) => ({ body, inPlace: null })) },
+      inputs,
+      scalars,
+      output: before,
+    };
+  }
   return { kernel, inputs, scalars, output: before };
 }
 
@@ -321,18 +349,19 @@ Deno.test("cpu: random loop kernels mean what the interpreter says", async (t) =
   for (const threads of [1, 2]) {
     await t.step(`${threads} threads`, async () => {
       const backend = await createCpuBackend({ threads });
-      let ran = 0;
+      const ran = { one: 0, several: 0 };
       for (let seed = 1; seed <= 500; seed++) {
         const { kernel, inputs, scalars, output } = randomCase(seed);
-        if (touchy(kernel.body)) continue;
-        const want = output.slice() as HostArray;
-        interpret(kernel, inputs, Uint32Array.from(scalars), want);
-        if (wild(want, kernel.output)) continue;
-        const got = await runLoop(backend, kernel, inputs, scalars, output);
-        compare(kernel, got, want);
-        ran++;
+        if (bodiesOf(kernel).some(touchy)) continue;
+        const want = outputsOf(kernel).map(() => output.slice() as HostArray);
+        interpret(kernel, inputs, Uint32Array.from(scalars), ...want);
+        if (want.some((data) => wild(data, kernel.output))) continue;
+        const before = want.map(() => output);
+        const got = await runOutputs(backend, kernel, inputs, scalars, before);
+        got.forEach((data, k) => compare(kernel, data, want[k]));
+        ran[got.length > 1 ? "several" : "one"]++;
       }
-      assert(ran > 300, `only ${ran} ran`);
+      assert(ran.one > 250 && ran.several > 50, `only ${JSON.stringify(ran)} ran`);
       backend.close();
     });
   }
@@ -373,6 +402,7 @@ Deno.test("cpu: large kernels, the same to the bit for every number of threads",
   const a = load(0, [1]);
   const kernels: LoopKernel[] = [
     loop({ shape: [100003], body: apply("exp", a) }),
+    loop({ shape: [100003], body: a, more: [{ body: apply("mul", a, a), inPlace: null }] }),
     loop({ shape: [300001], body: a, ...sum }),
     loop({ shape: [300001], body: apply("mul", a, a), ...sum }),
     loop({ shape: [300001], body: a, reduced: 1, combine: "max" }),
@@ -403,22 +433,25 @@ Deno.test("cpu: large kernels, the same to the bit for every number of threads",
     }),
   ];
   const data = Float32Array.from({ length: 310000 }, () => next());
-  const firsts: HostArray[] = [];
+  const firsts: HostArray[][] = [];
   for (const threads of THREADS) {
     const backend = await createCpuBackend({ threads });
     for (const [i, kernel] of kernels.entries()) {
       const rank = kernel.shape.length - kernel.reduced;
       const count = kernel.shape.slice(0, rank).reduce((x, y) => x * y, 1);
-      const empty = encode(kernel.output, new Array<number>(count).fill(0));
-      const got = await runLoop(backend, kernel, [data], [], empty);
+      const empty = outputsOf(kernel).map(() =>
+        encode(kernel.output, new Array<number>(count).fill(0))
+      );
+      const got = await runOutputs(backend, kernel, [data], [], empty);
       if (threads === 1) {
-        const want = empty.slice() as HostArray;
-        interpret(kernel, [data], new Uint32Array(0), want);
-        const worst = decodeAll(kernel.output, want).reduce(
-          (w, x, j) => Math.max(w, Math.abs(got[j] - x) / Math.max(1, Math.abs(x))),
-          0,
-        );
-        assert(worst < 1e-6, `kernel ${i}: off by ${worst}`);
+        interpret(kernel, [data], new Uint32Array(0), ...empty);
+        empty.forEach((want, k) => {
+          const worst = decodeAll(kernel.output, want).reduce(
+            (w, x, j) => Math.max(w, Math.abs(got[k][j] - x) / Math.max(1, Math.abs(x))),
+            0,
+          );
+          assert(worst < 1e-6, `kernel ${i}: off by ${worst}`);
+        });
         firsts.push(got);
       } else assertEquals(got, firsts[i], `kernel ${i}, ${threads} threads`);
     }

@@ -49,7 +49,7 @@ export function tiled(product: Product, call: CallKernel, target: WgslTarget): W
     : sharedTile(product, call, target);
   if (chunks === 1) {
     const after = apart ? epilogueLoop(call, apart) : null;
-    const passes = after ? pointwiseWgsl(after, [after.inPlace!], target).passes : [];
+    const passes = after ? pointwiseWgsl(after, [[after.inPlace!, 0]], target).passes : [];
     return { passes: [pass, ...passes], workspace: 0 };
   }
   const count = countOf(output.shape);
