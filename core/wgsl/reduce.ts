@@ -16,6 +16,7 @@ import { WgslModule } from "./module.ts";
 import { type Aliases, epilogueFunction, slotTerm, WgslInputs, wgslType } from "./pointwise.ts";
 import {
   dispatchOf,
+  lanesOf,
   powerAbove,
   powerBelow,
   type WgslPass,
@@ -97,6 +98,10 @@ export function reductionWgsl(reduction: Reduction, target: WgslTarget): WgslPro
   };
 }
 
+// Terms of a reduction across rows that a CPU's caches hold. Beyond, its time goes into waiting for
+// memory, and four columns at a time wait for more of it.
+const CACHED = 2 ** 20;
+
 function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarget): Layout {
   const rank = space.shape.length;
   const border = rank - space.reduced;
@@ -109,11 +114,12 @@ function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarg
   const acrossOutputs = alongOutputs > alongTerms;
   const most = Math.min(target.maxInvocations, target.software ? 64 : 256);
   const fours = target.software && space.bodies[0].type !== "bool" &&
+    !(acrossOutputs && outputs * terms > CACHED) &&
     readsFours(space, (acrossOutputs ? border : rank) - 1);
   if (fours && acrossOutputs) outputs /= 4;
   let lanes: number, columns: number;
   if (acrossOutputs && fours) {
-    columns = Math.min(powerAbove(outputs), most);
+    columns = Math.min(powerAbove(outputs), lanesOf(target));
     lanes = 1;
   } else if (acrossOutputs) {
     columns = Math.min(powerAbove(outputs), 32);

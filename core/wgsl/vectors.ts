@@ -132,34 +132,41 @@ export function foursOf(
   if ([...bound.keys()].some((i) => no.has(i))) return null;
   const inputs = new WgslInputs(module, dtypes);
   const vectors = new Map(bound);
-  // Vector loads stand before the four values; each value gets its component as a parameter.
-  const loads: string[] = [], names: string[] = [], parameters: string[] = [];
-  const vectorLoad = (e: Load): string | null => {
-    if (!yes.has(e.input)) return null;
-    let vector = vectors.get(e.input);
-    if (!vector) {
-      vector = bindVectors(module, "input", e.input, dtypes[e.input]);
-      vectors.set(e.input, vector);
-    }
+  // What the four load as a vector, or alike, stands before their values, which get it as parameters.
+  const loads: string[] = [], parameters: string[] = [];
+  const values: ((k: number) => string)[] = [];
+  const early = (e: Load): string | null => {
+    const whole = yes.has(e.input);
+    const alike = e.strides[dim] === 0 && e.bounds.every((b) => b.dim !== dim);
+    if (!whole && !alike) return null;
     const [name, parameter] = [module.name("l"), module.name("p")];
     const coordinate = (d: number): string => `c${d}`;
     const address = addressOf(e.strides, e.offset, coordinate);
-    if (e.bounds.length === 0) {
-      loads.push(`let ${name} = ${vector.load(address, dtypes[e.input])};`);
-    } else {
+    let text: string;
+    if (whole) {
+      let vector = vectors.get(e.input);
+      if (!vector) {
+        vector = bindVectors(module, "input", e.input, dtypes[e.input]);
+        vectors.set(e.input, vector);
+      }
+      text = vector.load(address, dtypes[e.input]);
+    } else text = inputs.array(e.input).load(address);
+    if (e.bounds.length === 0) loads.push(`let ${name} = ${text};`);
+    else {
       const tests = e.bounds.map((b) => boundText(b, coordinate)).join(" && ");
-      loads.push(`var ${name} = vec4<${e.type}>(${literalOf(module, e.type, 0)});
-  if (${tests}) { ${name} = ${vector.load(address, dtypes[e.input])}; }`);
+      const zero = literalOf(module, e.type, 0);
+      loads.push(`var ${name} = ${whole ? `vec4<${e.type}>(${zero})` : zero};
+  if (${tests}) { ${name} = ${text}; }`);
     }
-    names.push(name);
     parameters.push(`${parameter}: ${e.type}`);
+    values.push((k) => whole ? `${name}.${"xyzw"[k]}` : name);
     return parameter;
   };
   const result = resultOf(bodies);
   const emitted = emitExpr(module, bodies, {
     coordinate: (d) => `c${d}`,
     array: (i) => inputs.array(i),
-    load: vectorLoad,
+    load: early,
   });
   return {
     function: `fn element(${
@@ -171,7 +178,7 @@ export function foursOf(
     loads: loads.join("\n  "),
     values: [0, 1, 2, 3].map((k) => {
       const coordinates = shape.map((_, d) => d === dim ? `c${d} + ${k}` : `c${d}`);
-      return `element(${[...coordinates, ...names.map((n) => `${n}.${"xyzw"[k]}`)].join(", ")})`;
+      return `element(${[...coordinates, ...values.map((value) => value(k))].join(", ")})`;
     }),
   };
 }
