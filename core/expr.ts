@@ -182,3 +182,45 @@ export function cast(value: Expr, type: Register): Expr {
 export function bitcast(value: Expr, type: Register): Expr {
   return value.type === type ? value : { kind: "apply", type, op: "bitcast", args: [value] };
 }
+
+/** Every node of `bodies`, each once, arguments before what uses them. */
+export function nodesOf(...bodies: readonly Expr[]): Expr[] {
+  const seen = new Set<Expr>();
+  const out: Expr[] = [];
+  const visit = (e: Expr) => {
+    if (seen.has(e)) return;
+    seen.add(e);
+    if (e.kind === "apply") e.args.forEach(visit);
+    if (e.kind === "fetch") e.at.forEach((a) => visit(a.index));
+    out.push(e);
+  };
+  bodies.forEach(visit);
+  return out;
+}
+
+/**
+ * `bodies` with each node replaced by what `change` makes of it; arguments are changed already. What
+ * they shared they still share.
+ */
+export function rewrite(bodies: readonly Expr[], change: (e: Expr) => Expr): Expr[] {
+  const made = new Map<Expr, Expr>();
+  for (const e of nodesOf(...bodies)) {
+    let next = e;
+    if (e.kind === "apply") next = { ...e, args: e.args.map((a) => made.get(a)!) };
+    if (e.kind === "fetch") {
+      next = { ...e, at: e.at.map((a) => ({ ...a, index: made.get(a.index)! })) };
+    }
+    made.set(e, change(next));
+  }
+  return bodies.map((body) => made.get(body)!);
+}
+
+/** Loads and fetches of `bodies`, each once. */
+export function accessesOf(...bodies: readonly Expr[]): (Load | Fetch)[] {
+  return nodesOf(...bodies).filter((e) => e.kind === "load" || e.kind === "fetch");
+}
+
+/** How many operations `bodies` take; what they share counts once. */
+export function operationsOf(...bodies: readonly Expr[]): number {
+  return nodesOf(...bodies).filter((e) => e.kind === "apply").length;
+}

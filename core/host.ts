@@ -82,12 +82,4 @@ export function placeEnds(steps: LoweredStep[], hosts: readonly HostOutputs[]): 
   // From the back, so that the places before stay what they are; of those at one place, in order.
   ends.sort((a, b) => a.at - b.at);
   for (const { at, step } of ends.reverse()) steps.splice(at, 0, step);
-  const seen = new Set<Storage>();
-  steps.forEach((step, at) => {
-    for (const storage of [...step.inputs, ...step.outputs]) {
-      if (!seen.has(storage)) storage.first = at;
-      seen.add(storage);
-      storage.last = at;
-    }
-  });
 }

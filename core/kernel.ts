@@ -6,7 +6,8 @@
  */
 
 import type { DType, Register } from "./dtype.ts";
-import type { Expr } from "./expr.ts";
+import { type Expr, type Load, rewrite } from "./expr.ts";
+import { rowMajor } from "./shape.ts";
 import type { WasmProgram, WasmTarget } from "./wasm.ts";
 import type { WgslProgram, WgslTarget } from "./wgsl.ts";
 
@@ -18,6 +19,9 @@ import type { WgslProgram, WgslTarget } from "./wgsl.ts";
  * c[d]`, plus `scalars[write.slot] · write.stride` (an i32) where a slot is named: so a row is written
  * into a cache at a position that changes each step. Where `inPlace` names an input, that input and
  * the output are the same buffer: an element may be read only by the point that writes it.
+ *
+ * A pointwise kernel may have `more` outputs, of the same dtype and written at the same places: each
+ * point reads all that it reads before it writes.
  */
 export interface LoopKernel {
   readonly kind: "loop";
@@ -32,6 +36,35 @@ export interface LoopKernel {
   readonly output: DType;
   readonly write: Write;
   readonly inPlace: number | null;
+  readonly more?: readonly LoopOutput[];
+}
+
+/** What a pointwise kernel computes beside its first output. */
+export interface LoopOutput {
+  readonly body: Expr;
+  readonly inPlace: number | null;
+}
+
+/** All outputs of a loop kernel. */
+export function outputsOf(kernel: LoopKernel): LoopOutput[] {
+  return [kernel, ...kernel.more ?? []].map(({ body, inPlace }) => ({ body, inPlace }));
+}
+
+/** The kernel with the outputs that {@linkcode outputsOf} gave, changed. */
+export function withOutputs(kernel: LoopKernel, outputs: readonly LoopOutput[]): LoopKernel {
+  const [first, ...more] = outputs;
+  return more.length > 0 ? { ...kernel, ...first, more } : { ...kernel, ...first };
+}
+
+/** The expressions of all outputs. */
+export function bodiesOf(kernel: LoopKernel): Expr[] {
+  return outputsOf(kernel).map((o) => o.body);
+}
+
+/** Whether each point of a pointwise kernel loads the element that it writes. */
+export function readsOwn({ shape, write }: LoopKernel, load: Load): boolean {
+  return load.offset === write.offset && load.bounds.length === 0 &&
+    shape.every((n, d) => n === 1 || load.strides[d] === write.strides[d]);
 }
 
 /** Where a loop kernel writes. */
@@ -70,6 +103,35 @@ export interface CallKernel {
   /** Per-step values, after which come those of the epilogue. */
   readonly scalars: readonly Register[];
   readonly epilogue: Epilogue | null;
+}
+
+/**
+ * `epilogue` as a kernel of its own: a loop in place over the result that lies in the call's output,
+ * which is the loop's last input.
+ */
+export function epilogueLoop(call: CallKernel, epilogue: Epilogue): LoopKernel {
+  const { label, outputs: [{ shape, dtype }], scalars } = call;
+  const inputs = [...call.inputs.map((o) => o.dtype), ...epilogue.inputs, dtype];
+  const input = inputs.length - 1;
+  const strides = rowMajor(shape);
+  const [body] = rewrite(
+    [epilogue.body],
+    (e) =>
+      e.kind === "acc" ? { kind: "load", type: e.type, input, strides, offset: 0, bounds: [] } : e,
+  );
+  return {
+    kind: "loop",
+    label,
+    shape,
+    reduced: 0,
+    combine: null,
+    body,
+    inputs,
+    scalars,
+    output: dtype,
+    write: { strides, offset: 0 },
+    inPlace: input,
+  };
 }
 
 /** A kernel, whose inputs, outputs, scalars and workspace a {@linkcode Step} binds. */
@@ -211,13 +273,13 @@ export function kernelKey(kernel: Kernel): string {
     return id;
   };
   if (kernel.kind === "loop") {
-    visit(kernel.body);
+    const outputs = outputsOf(kernel).map((o) => `${visit(o.body)} ip ${o.inPlace ?? ""}`);
     const w = kernel.write;
     return `loop [${kernel.shape}]r${kernel.reduced}${
       kernel.combine ?? ""
     } in ${kernel.inputs} sc ${kernel.scalars} out ${kernel.output}[${w.strides}]${w.offset},${
       w.slot ?? ""
-    },${w.stride ?? ""} ip ${kernel.inPlace ?? ""}: ${out.join(";")}`;
+    },${w.stride ?? ""} of ${outputs}: ${out.join(";")}`;
   }
   const operand = (o: Operand) => `${o.dtype}[${o.shape}|${o.strides}|${o.offset}]`;
   if (kernel.epilogue) visit(kernel.epilogue.body);

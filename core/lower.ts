@@ -20,7 +20,8 @@ import type { Epilogue, LoopKernel, Operand } from "./kernel.ts";
 import type { KernelOp, ReduceOp } from "./op.ts";
 import { type HostOutputs, placeEnds } from "./host.ts";
 import { rowMajor, sameShape, type Shape, sizeOf } from "./shape.ts";
-import type { Lowered, LoweredStep } from "./steps.ts";
+import { mergeSteps } from "./merge.ts";
+import { type Lowered, type LoweredStep, setLifetimes } from "./steps.ts";
 import { isContiguous, permuteView, reshapeView, type View } from "./view.ts";
 
 /** Cost up to which a result with several consumers is computed in each of them. */
@@ -43,7 +44,11 @@ export function lower(
   const alone = new Set<Node>();
   for (;;) {
     try {
-      return new Lowering(order, forced, alone, maxBindings).run();
+      const { steps, storages } = new Lowering(order, forced, alone, maxBindings).run();
+      const lasting = new Set([...stored].map((node) => storages.get(node)!));
+      const merged = mergeSteps(steps, lasting, maxBindings);
+      setLifetimes(merged);
+      return { steps: merged, storages };
     } catch (error) {
       if (error instanceof CannotFuse) {
         alone.add(error.node);
@@ -94,7 +99,7 @@ class Lowering implements Storages {
       else if (deferred.has(node)) continue;
       else if (this.#kernelOf.has(node) || this.#isStored(node)) this.#emitWithSources(node);
     }
-    if (this.#hosts.length > 0) placeEnds(this.#steps, this.#hosts);
+    placeEnds(this.#steps, this.#hosts);
     return { steps: this.#steps, storages: this.#storages };
   }
 
@@ -255,8 +260,8 @@ class Lowering implements Storages {
       kind: "temporary",
       bytes: storageBytes(dtype, sizeOf(shape)),
       node: null,
-      first: this.#steps.length,
-      last: this.#steps.length,
+      first: -1,
+      last: -1,
     };
   }
 
@@ -336,9 +341,6 @@ class Lowering implements Storages {
     while (source.op.kind === "movement" && source.value === null) source = source.inputs[0];
     const storage = this.storageOf(source);
     if (!storage || !sameShape(source.shape, node.shape)) throw new MustStore(base);
-    const at = this.#steps.length;
-    for (const s of body.storages) s.last = at;
-    storage.last = at;
     this.#storages.set(node, storage);
     this.#overwritten.set(source, node);
     this.#steps.push({
@@ -394,8 +396,6 @@ class Lowering implements Storages {
     }
     const outputs = node.outputs ?? [{ shape: node.shape, dtype: node.dtype }];
     const storages = outputs.map((o) => this.#temporary(o.dtype, o.shape));
-    const at = this.#steps.length;
-    for (const s of body.storages) s.last = at;
     if (node.outputs) this.#setPicks(node, storages);
     this.#storages.set(root ?? node, storages[0]);
     this.#steps.push({
@@ -456,8 +456,6 @@ class Lowering implements Storages {
       if (split) throw new MustStore(split);
     }
     const output = this.#temporary(node.dtype, node.shape);
-    const at = this.#steps.length;
-    for (const s of body.storages) s.last = at;
     this.#storages.set(node, output);
     this.#steps.push({
       node,

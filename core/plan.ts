@@ -8,7 +8,8 @@
 import type { Device } from "./device.ts";
 import { storageBytes } from "./dtype.ts";
 import type { Node } from "./graph.ts";
-import type { Buffer, LoopKernel } from "./kernel.ts";
+import { accessesOf } from "./expr.ts";
+import { bodiesOf, type Buffer, outputsOf, readsOwn, withOutputs } from "./kernel.ts";
 import { assignSlots } from "./liveness.ts";
 import type { Storage } from "./body.ts";
 import { lower } from "./lower.ts";
@@ -294,7 +295,7 @@ function placeTargets(
     if (free && old) {
       for (let i = at + 1; i < steps.length && free; i++) free = !steps[i].inputs.includes(old);
       const step = steps[at];
-      if (free && step.inputs.includes(old)) free = rewritesInPlace(step, old);
+      if (free && step.inputs.includes(old)) free = rewritesInPlace(step, storage, old);
     }
     if (free) {
       variableOf.set(storage, variable);
@@ -314,27 +315,21 @@ function placeTargets(
   return { variableOf, copies };
 }
 
-/** Turns the step into one that reads and writes `old` at the same element, if it is of that form. */
-function rewritesInPlace(step: LoweredStep, old: Storage): boolean {
+/** Lets the step write `storage` over `old`, which it reads at the same element, if it is of that form. */
+function rewritesInPlace(step: LoweredStep, storage: Storage, old: Storage): boolean {
   const kernel = step.kernel;
   if (kernel.kind !== "loop" || kernel.reduced > 0) return false;
   const input = step.inputs.indexOf(old);
-  let same = true;
-  const seen = new Set<unknown>();
-  const visit = (e: LoopKernel["body"]): void => {
-    if (seen.has(e)) return;
-    seen.add(e);
-    if (e.kind === "apply") e.args.forEach(visit);
-    else if (e.kind === "fetch") {
-      if (e.input === input) same = false;
-      e.at.forEach((a) => visit(a.index));
-    } else if (e.kind === "load" && e.input === input) {
-      same &&= e.offset === kernel.write.offset && e.bounds.length === 0 &&
-        kernel.shape.every((n, d) => n === 1 || e.strides[d] === kernel.write.strides[d]);
-    }
-  };
-  visit(kernel.body);
-  if (same) step.kernel = { ...kernel, inPlace: input };
+  const same = accessesOf(...bodiesOf(kernel)).every((e) =>
+    e.input !== input || (e.kind === "load" && readsOwn(kernel, e))
+  );
+  const output = step.outputs.indexOf(storage);
+  if (same) {
+    step.kernel = withOutputs(
+      kernel,
+      outputsOf(kernel).map((o, k) => k === output ? { ...o, inPlace: input } : o),
+    );
+  }
   return same;
 }
 

@@ -33,6 +33,18 @@ export function isKernel(step: LoweredStep): step is KernelStep {
   return step.kernel.kind === "loop" || step.kernel.kind === "call";
 }
 
+/** Sets for each storage which step touches it first and which last. */
+export function setLifetimes(steps: readonly LoweredStep[]): void {
+  const seen = new Set<Storage>();
+  steps.forEach((step, at) => {
+    for (const storage of [...step.inputs, ...step.outputs]) {
+      if (!seen.has(storage)) storage.first = at;
+      seen.add(storage);
+      storage.last = at;
+    }
+  });
+}
+
 /** What lowering gives. */
 export interface Lowered {
   readonly steps: LoweredStep[];

@@ -7,8 +7,8 @@
  */
 
 import { bytesOf, type DType, type Register, registerOf } from "../dtype.ts";
-import { constant, type Load } from "../expr.ts";
-import type { LoopKernel } from "../kernel.ts";
+import { constant } from "../expr.ts";
+import { bodiesOf, type LoopKernel } from "../kernel.ts";
 import {
   add,
   type Code,
@@ -33,10 +33,10 @@ import { simplify } from "./space.ts";
 /** Where the kernel's arrays are: addresses in the function. */
 export interface Places {
   input(f: KernelFunc, index: number): Code;
-  output(f: KernelFunc): Code;
+  output(f: KernelFunc, index: number): Code;
 }
 
-const OWN: Places = { input: (f, i) => f.input(i), output: (f) => f.output(0) };
+const OWN: Places = { input: (f, i) => f.input(i), output: (f, i) => f.output(i) };
 
 /** Terms that one lane may add up in f32 before it hands its sum on to f64. */
 const SEQUENTIAL = 64;
@@ -90,11 +90,6 @@ function nonEmpty(kernel: LoopKernel): LoopKernel {
     reduced: 0,
     body: constant(kernel.body.type, neutral(kernel.combine!, kernel.body.type)),
   };
-}
-
-/** A load of each element of a row-major array of `shape`. */
-export function contiguousLoad(input: number, type: Register, shape: readonly number[]): Load {
-  return { kind: "load", type, input, strides: rowMajor(shape), offset: 0, bounds: [] };
 }
 
 function rowMajor(shape: readonly number[]): number[] {
@@ -158,8 +153,8 @@ class NestEmitter {
   readonly #f: KernelFunc;
   readonly #nest: Nest;
   readonly #body: Body;
-  /** Address of the output of the current row. */
-  #out!: Code;
+  /** Addresses of the outputs of the current row. */
+  #outs!: readonly Code[];
   /** What chunk the row belongs to. */
   #chunk: Code | null = null;
   readonly #dtype: DType;
@@ -191,7 +186,7 @@ class NestEmitter {
     const f = this.#f;
     const { kernel, outer, chunks, tile, vector } = this.#nest;
     this.#body.enter(0);
-    const base = f.let(this.#base());
+    const bases = bodiesOf(kernel).map((_, k) => f.let(this.#base(k)));
     const first = f.let(mul(f.unit, each));
     const end = f.let(least(add(first, each), rows));
     f.upTo(first, end, 1, () => {
@@ -215,7 +210,7 @@ class NestEmitter {
         mul(this.#body.coordinates[d], this.#strides[d] * bytesOf(this.#dtype))
       );
       if (this.#chunk) terms.push(mul(this.#chunk, 4 * this.#nest.outputs));
-      this.#out = terms.length === 0 ? base : f.let(add(base, ...terms));
+      this.#outs = bases.map((base) => terms.length === 0 ? base : f.let(add(base, ...terms)));
       const n = kernel.shape[vector];
       const to = tile === n ? i32.const(n) : f.let(least(add(from, tile), n));
       if (this.#nest.across) this.#reduceAcross();
@@ -223,9 +218,9 @@ class NestEmitter {
     });
   }
 
-  #base(): Code {
+  #base(index: number): Code {
     const { write } = this.#nest.kernel;
-    const address = this.#places.output(this.#f);
+    const address = this.#places.output(this.#f, index);
     if (this.#nest.chunks > 1) return address;
     const bytes = bytesOf(this.#dtype);
     const moved = write.slot === undefined
@@ -239,14 +234,17 @@ class NestEmitter {
     const { kernel } = this.#nest;
     this.#body.vectors(from, to, (count, left) => {
       if (kernel.reduced === 0) {
-        return this.#store(from, this.#body.value(kernel.body), left);
+        // All is computed, and so read, before any of it is stored.
+        const values = bodiesOf(kernel).map((body) => this.#body.value(body));
+        values.forEach((value, output) => this.#store(output, from, value, left));
+        return;
       }
       const sums = new Sums(this.#f, this.#nest, count);
       this.#terms(0, sums, SEQUENTIAL, () => {
         const value = this.#body.value(kernel.body);
         for (let u = 0; u < count; u++) sums.add(u, value[u]);
       });
-      this.#store(from, sums.result(), left);
+      this.#store(0, from, sums.result(), left);
     });
   }
 
@@ -278,7 +276,7 @@ class NestEmitter {
       });
     });
     const [total] = sums.fold();
-    storeLanes(f, this.#dtype, [this.#out, null, null, null], total);
+    storeLanes(f, this.#dtype, [this.#outs[0], null, null, null], total);
   }
 
   /**
@@ -320,12 +318,12 @@ class NestEmitter {
     });
   }
 
-  /** Stores vectors that lie one after the other along the output, from coordinate i on. */
-  #store(i: Local, values: readonly Code[], left: number | null): void {
+  /** Stores vectors of an output that lie one after the other, from coordinate i on. */
+  #store(output: number, i: Local, values: readonly Code[], left: number | null): void {
     const f = this.#f;
     const bytes = bytesOf(this.#dtype);
     const stride = this.#strides[this.#nest.vector] * bytes;
-    const at = f.let(add(this.#out, mul(i, stride)));
+    const at = f.let(add(this.#outs[output], mul(i, stride)));
     values.forEach((value, u) => {
       if (stride === bytes && left === null) {
         return storeVector(f, this.#dtype, at, value, 4 * u * bytes);

@@ -6,10 +6,9 @@
  */
 
 import { bytesOf } from "../dtype.ts";
-import type { Expr } from "../expr.ts";
-import type { LoopKernel } from "../kernel.ts";
+import { type Expr, nodesOf } from "../expr.ts";
+import { bodiesOf, type LoopKernel } from "../kernel.ts";
 import { costOf } from "./apply.ts";
-import { nodesOf } from "./space.ts";
 
 /** The layout of a nest. Output dimensions but the vector one run as `rows`, flattened. */
 export interface Nest {
@@ -56,7 +55,7 @@ const PART = 16384;
 /** Lays out `kernel`, which is simplified and has at least one dimension, none of them empty. */
 export function layOut(kernel: LoopKernel): Nest {
   const { shape } = kernel;
-  const nodes = nodesOf(kernel.body);
+  const nodes = nodesOf(...bodiesOf(kernel));
   const rank = shape.length - kernel.reduced;
   const vector = chooseVector(kernel, nodes);
   const across = vector >= rank;
@@ -168,7 +167,8 @@ export function dependsOn(nodes: readonly Expr[], vector: number): Map<Expr, boo
 function vectorCost(kernel: LoopKernel, nodes: readonly Expr[], vector: number): number {
   const depends = dependsOn(nodes, vector);
   const rank = kernel.shape.length - kernel.reduced;
-  let cycles = kernel.reduced > 0 ? 1 : writeCost(kernel.write.strides[vector]);
+  const writes = 1 + (kernel.more?.length ?? 0);
+  let cycles = kernel.reduced > 0 ? 1 : writes * writeCost(kernel.write.strides[vector]);
   if (kernel.reduced === 0 && vector >= rank) cycles += 4;
   for (const e of nodes) {
     if (!depends.get(e)) continue;

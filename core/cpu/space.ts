@@ -5,36 +5,13 @@
  * @module
  */
 
-import { type Bound, constant, type Expr } from "../expr.ts";
-import type { LoopKernel } from "../kernel.ts";
+import { type Bound, constant, type Expr, nodesOf, rewrite } from "../expr.ts";
+import { bodiesOf, type LoopKernel, outputsOf, withOutputs } from "../kernel.ts";
 
-/** Every node of `body`, arguments before what uses them. */
-export function nodesOf(body: Expr): Expr[] {
-  const seen = new Set<Expr>();
-  const out: Expr[] = [];
-  const visit = (e: Expr) => {
-    if (seen.has(e)) return;
-    seen.add(e);
-    if (e.kind === "apply") e.args.forEach(visit);
-    if (e.kind === "fetch") e.at.forEach((a) => visit(a.index));
-    out.push(e);
-  };
-  visit(body);
-  return out;
-}
-
-/** `body` with each node replaced by what `change` makes of it; arguments are changed already. */
-export function rewrite(body: Expr, change: (e: Expr) => Expr): Expr {
-  const made = new Map<Expr, Expr>();
-  for (const e of nodesOf(body)) {
-    let next = e;
-    if (e.kind === "apply") next = { ...e, args: e.args.map((a) => made.get(a)!) };
-    if (e.kind === "fetch") {
-      next = { ...e, at: e.at.map((a) => ({ ...a, index: made.get(a.index)! })) };
-    }
-    made.set(e, change(next));
-  }
-  return made.get(body)!;
+/** The kernel with each node of its expressions replaced by what `change` makes of it. */
+function rewriteKernel(kernel: LoopKernel, change: (e: Expr) => Expr): LoopKernel {
+  const bodies = rewrite(bodiesOf(kernel), change);
+  return withOutputs(kernel, outputsOf(kernel).map((o, i) => ({ ...o, body: bodies[i] })));
 }
 
 /** The same kernel over the fewest dimensions, but at least one. */
@@ -42,12 +19,11 @@ export function simplify(kernel: LoopKernel): LoopKernel {
   const simple = mergeDims(dropUnits(kernel));
   if (simple.shape.length > 0) return simple;
   return {
-    ...simple,
-    shape: [1],
-    body: rewrite(
-      simple.body,
+    ...rewriteKernel(
+      simple,
       (e) => e.kind === "load" || e.kind === "fetch" ? { ...e, strides: [0] } : e,
     ),
+    shape: [1],
     write: { ...simple.write, strides: [1] },
   };
 }
@@ -56,7 +32,7 @@ function dropUnits(kernel: LoopKernel): LoopKernel {
   const { shape } = kernel;
   const kept = shape.map((_, d) => d).filter((d) => shape[d] !== 1);
   const pick = <T>(list: readonly T[]) => kept.map((d) => list[d]);
-  const body = rewrite(kernel.body, (e) => {
+  const simple = rewriteKernel(kernel, (e) => {
     if (e.kind === "index") {
       return shape[e.dim] === 1 ? constant("i32", 0) : { ...e, dim: kept.indexOf(e.dim) };
     }
@@ -78,10 +54,9 @@ function dropUnits(kernel: LoopKernel): LoopKernel {
     return e;
   });
   return {
-    ...kernel,
+    ...simple,
     shape: pick(shape),
     reduced: kept.filter((d) => d >= shape.length - kernel.reduced).length,
-    body,
     write: {
       ...kernel.write,
       strides: kept.filter((d) => d < shape.length - kernel.reduced)
@@ -104,7 +79,7 @@ function mergeable(kernel: LoopKernel, d: number): boolean {
   const even = (strides: readonly number[]) =>
     d + 1 >= strides.length || strides[d] === strides[d + 1] * n;
   if (!even(kernel.write.strides)) return false;
-  return nodesOf(kernel.body).every((e) => {
+  return nodesOf(...bodiesOf(kernel)).every((e) => {
     switch (e.kind) {
       case "index":
         return e.dim !== d && e.dim !== d + 1;
@@ -123,11 +98,7 @@ function merge(kernel: LoopKernel, d: number): LoopKernel {
   const moved = (dim: number) => dim > d ? dim - 1 : dim;
   const output = d + 1 < kernel.shape.length - kernel.reduced;
   return {
-    ...kernel,
-    shape: kernel.shape.with(d + 1, kernel.shape[d] * kernel.shape[d + 1])
-      .filter((_, i) => i !== d),
-    reduced: output ? kernel.reduced : kernel.reduced - 1,
-    body: rewrite(kernel.body, (e) => {
+    ...rewriteKernel(kernel, (e) => {
       switch (e.kind) {
         case "index":
           return { ...e, dim: moved(e.dim) };
@@ -143,6 +114,9 @@ function merge(kernel: LoopKernel, d: number): LoopKernel {
           return e;
       }
     }),
+    shape: kernel.shape.with(d + 1, kernel.shape[d] * kernel.shape[d + 1])
+      .filter((_, i) => i !== d),
+    reduced: output ? kernel.reduced : kernel.reduced - 1,
     write: output ? { ...kernel.write, strides: inner(kernel.write.strides) } : kernel.write,
   };
 }

@@ -4,16 +4,18 @@
  * @module
  */
 
-import type {
-  Backend,
-  BackendCounters,
-  Buffer,
-  Kernel,
-  Program,
-  Results,
-  Run,
-  Step,
+import {
+  type Backend,
+  type BackendCounters,
+  type Buffer,
+  type Kernel,
+  outputsOf,
+  type Program,
+  type Results,
+  type Run,
+  type Step,
 } from "../kernel.ts";
+import type { Aliases } from "../wgsl.ts";
 import { type CompiledPass, Compiler } from "./compile.ts";
 import { type OpenDevice, openDevice, type WebGpuOptions } from "./device.ts";
 import { DeviceErrors, Memory, STORAGE_USAGE, WebGpuBuffer } from "./memory.ts";
@@ -283,15 +285,17 @@ function encode(encoder: GPUCommandEncoder, commands: readonly Command[]): void 
   pass.end();
 }
 
-// The inputs that are the output's own memory: a dispatch may bind a buffer it writes only once.
-function aliasesOf(step: Step): number[] {
-  const aliases: number[] = [];
-  step.inputs.forEach((buffer, i) => {
-    if (!step.outputs.includes(buffer)) return;
-    if (step.kernel.kind === "loop" && step.kernel.inPlace !== null) aliases.push(i);
-    else {
+// The inputs that are an output's own memory: a dispatch may bind a buffer it writes only once.
+function aliasesOf({ kernel, inputs, outputs }: Step): Aliases {
+  const aliases: [number, number][] = [];
+  inputs.forEach((buffer, i) => {
+    const output = outputs.indexOf(buffer);
+    if (output < 0) return;
+    if (kernel.kind === "loop" && outputsOf(kernel)[output].inPlace !== null) {
+      aliases.push([i, output]);
+    } else {
       throw new Error(
-        `webgpu: ${step.kernel.label} needs outputs apart from its inputs, and input ${i} is one`,
+        `webgpu: ${kernel.label} needs outputs apart from its inputs, and input ${i} is one`,
       );
     }
   });

@@ -6,6 +6,7 @@
 
 import { type Kernel, kernelKey } from "../kernel.ts";
 import {
+  type Aliases,
   pointwiseWgsl,
   reduceWgsl,
   type WgslBinding,
@@ -50,10 +51,10 @@ export class Compiler {
     this.#target = target;
   }
 
-  /** The WGSL of `kernel`; `aliases` are the inputs that are the output's memory. */
+  /** The WGSL of `kernel`; `aliases` are the inputs that are an output's memory. */
   generate(
     kernel: Kernel,
-    aliases: readonly number[],
+    aliases: Aliases,
     key: string = kernelKey(kernel),
   ): WgslProgram {
     const name = `${key}|${aliases}`;
@@ -70,7 +71,7 @@ export class Compiler {
   }
 
   /** The pipelines of `kernel`. Errors of compilation are kept for the next run to throw. */
-  compile(kernel: Kernel, aliases: readonly number[]): CompiledKernel {
+  compile(kernel: Kernel, aliases: Aliases): CompiledKernel {
     const key = kernelKey(kernel);
     const name = `${key}|${aliases}`;
     let compiled = this.#kernels.get(name);

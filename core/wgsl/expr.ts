@@ -84,12 +84,12 @@ const INFIX: Readonly<Record<string, string>> = {
   xor: "^",
 };
 
-/** The WGSL statements that compute `body`, and the name or literal that holds its value. */
+/** The WGSL statements that compute `bodies`, and the names or literals that hold their values. */
 export function emitExpr(
   module: WgslModule,
-  body: Expr,
+  bodies: readonly Expr[],
   environment: ExprEnvironment,
-): { code: string; value: string } {
+): { code: string; values: string[] } {
   const lines: string[] = [];
   const seen = new Map<Expr, string>();
   const bind = (text: string): string => {
@@ -157,8 +157,8 @@ export function emitExpr(
     }
   };
 
-  const value = visit(body);
-  return { code: lines.join("\n  "), value };
+  const values = bodies.map(visit);
+  return { code: lines.join("\n  "), values };
 }
 
 function applyText(module: WgslModule, e: Apply, args: readonly string[]): string {

@@ -6,7 +6,7 @@
 
 import { bytesOf, type DType, type Register } from "../dtype.ts";
 import type { Expr } from "../expr.ts";
-import type { LoopKernel, Write } from "../kernel.ts";
+import { bodiesOf, type LoopKernel, type Write } from "../kernel.ts";
 import { addressOf, emitExpr } from "./expr.ts";
 import { type WgslArray, WgslModule } from "./module.ts";
 import { dispatchOf, type WgslProgram, type WgslSource, type WgslTarget } from "./program.ts";
@@ -54,8 +54,28 @@ export function slotTerm(module: WgslModule, write: Write): string {
   return write.slot === undefined ? "" : ` + ${module.scalar(write.slot)} * ${write.stride ?? 0}`;
 }
 
-/** The inputs, by index, that are the same memory as the output. */
-export type Aliases = readonly number[];
+/** Indices of inputs and of the outputs that are the same memory. */
+export type Aliases = readonly (readonly [input: number, output: number])[];
+
+/**
+ * How a function gives the values of all outputs, which are of one type: one as it is, several as an
+ * array.
+ */
+export function resultOf(
+  bodies: readonly Expr[],
+): { type: string; pack: (values: readonly string[]) => string; part: Part } {
+  const type = wgslType(bodies[0].type);
+  if (bodies.length === 1) return { type, pack: ([value]) => value, part: (name) => name };
+  const array = `array<${type}, ${bodies.length}>`;
+  return {
+    type: array,
+    pack: (values) => `${array}(${values.join(", ")})`,
+    part: (name, output) => `${name}[${output}]`,
+  };
+}
+
+/** The value of output `output` in the result `name`. */
+type Part = (name: string, output: number) => string;
 
 /** The program of a loop kernel that reduces nothing. */
 export function pointwiseWgsl(
@@ -68,25 +88,28 @@ export function pointwiseWgsl(
   const space = collapse({
     shape: kernel.shape,
     reduced: 0,
-    body: kernel.body,
+    bodies: bodiesOf(kernel),
     write: kernel.write.strides,
   });
   const vectors = vectorWgsl(kernel, space, aliases, target);
   if (vectors) return vectors;
-  const { shape, body } = space;
+  const { shape, bodies } = space;
   const module = new WgslModule(target, kernel.scalars);
   const narrow = bytesOf(kernel.output) === 2;
   const write: Write = { ...kernel.write, strides: space.write };
   const pairs = narrow && writesPairs(shape, write);
-  const output = module.array(
-    { kind: "output", index: 0 },
-    kernel.output,
-    narrow && !pairs ? "halves" : "write",
+  const outputs = bodies.map((_, index) =>
+    module.array(
+      { kind: "output", index },
+      kernel.output,
+      narrow && !pairs ? "halves" : "write",
+    )
   );
   const inputs = new WgslInputs(module, kernel.inputs);
-  for (const i of aliases) inputs.alias(i, output);
+  for (const [i, output] of aliases) inputs.alias(i, outputs[output]);
 
-  const emitted = emitExpr(module, body, {
+  const result = resultOf(bodies);
+  const emitted = emitExpr(module, bodies, {
     coordinate: (d) => `c${d}`,
     array: (i) => inputs.array(i),
   });
@@ -98,13 +121,20 @@ export function pointwiseWgsl(
   const store = pairs
     ? `let low = element(2u * at);
   let high = element(2u * at + 1u);
-  ${output.storeWord("place(2u * at) >> 1u", output.half("low"), output.half("high"))}`
+  let word = place(2u * at) >> 1u;
+  ${
+      outputs.map((output, k) => {
+        const [low, high] = ["low", "high"].map((name) => output.half(result.part(name, k)));
+        return output.storeWord("word", low, high);
+      }).join("\n  ")
+    }`
     : `let address = place(at);
-  ${output.store("address", "element(at)")}`;
-  const code = `fn element(flat: u32) -> ${wgslType(body.type)} {
+  let value = element(at);
+  ${outputs.map((output, k) => output.store("address", result.part("value", k))).join("\n  ")}`;
+  const code = `fn element(flat: u32) -> ${result.type} {
   ${coordinates}
   ${emitted.code}
-  return ${emitted.value};
+  return ${result.pack(emitted.values)};
 }
 fn place(flat: u32) -> i32 {
   ${coordinates}
@@ -139,15 +169,15 @@ export function epilogueFunction(
   body: Expr,
   inputs: WgslInputs,
 ): string {
-  const space = collapse({ shape, reduced: 0, body, write: contiguousStrides(shape) });
-  const emitted = emitExpr(module, space.body, {
+  const space = collapse({ shape, reduced: 0, bodies: [body], write: contiguousStrides(shape) });
+  const emitted = emitExpr(module, space.bodies, {
     coordinate: (d) => `c${d}`,
     array: (i) => inputs.array(i),
     acc: "acc",
   });
-  return `fn epilogue(acc: f32, flat: u32) -> ${wgslType(space.body.type)} {
+  return `fn epilogue(acc: f32, flat: u32) -> ${wgslType(body.type)} {
   ${coordinatesOf(space.shape, 0, space.shape.length, "flat")}
   ${emitted.code}
-  return ${emitted.value};
+  return ${emitted.values[0]};
 }`;
 }

@@ -5,14 +5,15 @@
  * @module
  */
 
-import type { Expr } from "../expr.ts";
+import { type Expr, nodesOf, rewrite } from "../expr.ts";
 
 /** An iteration space and what is computed over it. */
 export interface Space {
   readonly shape: readonly number[];
   /** How many trailing dimensions are reduced. */
   readonly reduced: number;
-  readonly body: Expr;
+  /** One for each output. */
+  readonly bodies: readonly Expr[];
   /** Strides over the dimensions that are not reduced. */
   readonly write: readonly number[];
 }
@@ -38,17 +39,11 @@ export function collapse(space: Space): Space {
     ...write,
     ...new Array<number>(reduced).fill(NaN),
   ]];
-  const seen = new Set<Expr>();
-  const collect = (e: Expr): void => {
-    if (seen.has(e)) return;
-    seen.add(e);
+  for (const e of nodesOf(...space.bodies)) {
     if (e.kind === "index") pinned.add(e.dim);
     if (e.kind === "load" || e.kind === "fetch") vectors.push(e.strides);
     if (e.kind === "load") e.bounds.forEach((b) => pinned.add(b.dim));
-    if (e.kind === "fetch") e.at.forEach((a) => collect(a.index));
-    if (e.kind === "apply") e.args.forEach(collect);
-  };
-  collect(space.body);
+  }
 
   // Groups of old dimensions, outermost first; a new dimension for each.
   const groups: number[][] = [];
@@ -63,15 +58,7 @@ export function collapse(space: Space): Space {
   }
   const inner = groups.map((g) => g.at(-1)!);
   const place = new Map(inner.map((d, i) => [d, i]));
-  const done = new Map<Expr, Expr>();
-  const rewrite = (e: Expr): Expr => {
-    const known = done.get(e);
-    if (known) return known;
-    const made = rebuilt(e);
-    done.set(e, made);
-    return made;
-  };
-  const rebuilt = (e: Expr): Expr => {
+  const bodies = rewrite(space.bodies, (e) => {
     switch (e.kind) {
       case "index":
         return { ...e, dim: place.get(e.dim)! };
@@ -82,21 +69,15 @@ export function collapse(space: Space): Space {
           bounds: e.bounds.map((b) => ({ ...b, dim: place.get(b.dim)! })),
         };
       case "fetch":
-        return {
-          ...e,
-          strides: inner.map((d) => e.strides[d]),
-          at: e.at.map((a) => ({ ...a, index: rewrite(a.index) })),
-        };
-      case "apply":
-        return { ...e, args: e.args.map(rewrite) };
+        return { ...e, strides: inner.map((d) => e.strides[d]) };
       default:
         return e;
     }
-  };
+  });
   return {
     shape: groups.map((g) => countOf(g.map((d) => shape[d]))),
     reduced: groups.filter((g) => g[0] >= border).length,
-    body: rewrite(space.body),
+    bodies,
     write: inner.filter((d) => d < border).map((d) => write[d]),
   };
 }
@@ -126,19 +107,4 @@ export function coordinatesOf(
     }
   }
   return lines.join("\n  ");
-}
-
-/** Loads and fetches of `body`, each once. */
-export function accessesOf(body: Expr): Extract<Expr, { kind: "load" | "fetch" }>[] {
-  const seen = new Set<Expr>();
-  const out: Extract<Expr, { kind: "load" | "fetch" }>[] = [];
-  const visit = (e: Expr): void => {
-    if (seen.has(e)) return;
-    seen.add(e);
-    if (e.kind === "load" || e.kind === "fetch") out.push(e);
-    if (e.kind === "fetch") e.at.forEach((a) => visit(a.index));
-    if (e.kind === "apply") e.args.forEach(visit);
-  };
-  visit(body);
-  return out;
 }

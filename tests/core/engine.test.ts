@@ -20,6 +20,7 @@ import {
   tensor,
   uniform,
   Variable,
+  where,
   zeros,
 } from "@graft/ml";
 import { forEachDevice } from "../devices.ts";
@@ -117,6 +118,104 @@ forEachDevice("engine: assignments see the values of their time", async (device)
   b.assign(b.add(1));
   await device.flush();
   assertEquals((await read(a, b)).map((d) => [...d]), [[1, 2], [2, 3]]);
+});
+
+/** Assignments, each at most once to a variable, that read what others assign, before it or after. */
+function assignAll(seed: number, variables: readonly Variable[], row: Variable): (() => void)[] {
+  let state = seed;
+  const below = (n: number) => {
+    state = Math.imul(state, 1664525) + 1013904223 >>> 0;
+    return (state >>> 16) % n;
+  };
+  const pick = () => variables[below(variables.length)];
+  const halves = row.dtype === "i32" ? 2 : 0.5;
+  const make = (): Tensor => {
+    const [x, y] = [pick(), pick()];
+    switch (below(7)) {
+      case 0:
+        return x.add(y.flip(0));
+      case 1:
+        return x.mul(row);
+      case 2:
+        return where(x.gt(y), x, y.mul(halves));
+      case 3:
+        return x.square().add(pick().mul(pick()));
+      default:
+        return x.mul(halves).sub(y);
+    }
+  };
+  return variables.map((v) => () => v.assign(make()));
+}
+
+forEachDevice("engine: kernels that become one give the bits of each alone", async (device) => {
+  // As on the smallest device, where eight buffers may be bound.
+  const backend = Object.assign(device.backend!, { maxBindings: 7 });
+  const make = backend.program.bind(backend);
+  backend.program = (steps, words) => {
+    for (const { kernel, inputs, outputs } of steps) {
+      assert(inputs.length + outputs.length <= 7, kernel.label);
+    }
+    return make(steps, words);
+  };
+  const cases = [
+    ["f32", [3, 5]],
+    ["f32", [130, 128]],
+    ["i32", [1, 9]],
+    ["f16", [4, 6]],
+    ["bf16", [131, 128]],
+    ["f16", [3, 7]],
+  ] as const;
+  for (const [dtype, shape] of cases) {
+    const kernels = { alone: 0, together: 0 };
+    for (let seed = 1; seed <= 8; seed++) {
+      const run = async (how: "alone" | "together"): Promise<unknown[]> => {
+        manualSeed(seed);
+        const variables = Array.from(
+          { length: 6 },
+          () => new Variable(uniform([...shape], { low: -3, high: 3 }).to(dtype)),
+        );
+        const row = new Variable(uniform([shape[1]], { low: -3, high: 3 }).to(dtype));
+        await device.flush();
+        for (const assign of assignAll(seed, variables, row)) {
+          assign();
+          if (how === "together") continue;
+          await device.flush();
+          kernels[how] += device.lastReport!.kernels;
+        }
+        await device.flush();
+        if (how === "together") kernels[how] += device.lastReport!.kernels;
+        const values = await read(...variables);
+        for (const v of [...variables, row]) v.dispose();
+        return values;
+      };
+      assertEquals(await run("together"), await run("alone"), `${dtype} [${shape}], ${seed}`);
+    }
+    assert(kernels.together < kernels.alone, JSON.stringify({ dtype, ...kernels }));
+  }
+});
+
+forEachDevice("engine: kernels become one where that takes no memory, no copy", async (device) => {
+  const [a, b, c, d] = Array.from({ length: 4 }, () => new Variable(uniform([64, 64])));
+  await device.flush();
+  const report = async () => {
+    await device.flush();
+    return device.lastReport!;
+  };
+  a.assign(a.mul(2));
+  b.assign(b.mul(3));
+  c.assign(c.add(a)); // with a, before b
+  assertEquals((await report()).labels.toSorted(), ["mul", "mul & add"]);
+  a.assign(b.mul(2));
+  c.assign(d.flip(0));
+  d.assign(d.sub(a).mul(b)); // not before c, which reads all of its old value
+  const { kernels, labels } = await report();
+  assert(kernels === 3 && !labels.includes("assign"), `${labels}`);
+  c.assign(a.exp().matmul(b));
+  const one = await report();
+  c.assign(a.exp().matmul(b));
+  d.assign(a.tanh().matmul(b)); // its tanh not before the first product, where it would live longer
+  const two = await report();
+  assertEquals([two.kernels, two.temporaryBytes], [2 * one.kernels, one.temporaryBytes]);
 });
 
 forEachDevice("engine: a cache is updated in place, in order", async (device) => {

@@ -6,7 +6,7 @@
 
 import { bytesOf, type DType, type HostArray, type Register } from "../../core/dtype.ts";
 import type { Expr } from "../../core/expr.ts";
-import type { LoopKernel } from "../../core/kernel.ts";
+import { bodiesOf, type LoopKernel } from "../../core/kernel.ts";
 
 const bits = new DataView(new ArrayBuffer(4));
 
@@ -192,12 +192,12 @@ function apply(op: string, from: Register, to: Register, a: number, b: number, c
   }
 }
 
-/** Writes what `kernel` computes into `output`. */
+/** Writes what `kernel` computes into `outputs`. */
 export function interpret(
   kernel: LoopKernel,
   inputs: readonly HostArray[],
   scalars: Uint32Array,
-  output: HostArray,
+  ...outputs: readonly HostArray[]
 ): void {
   const { shape, reduced, combine, body, write } = kernel;
   const rank = shape.length - reduced;
@@ -270,17 +270,18 @@ export function interpret(
     }
   };
   walk(0, rank, () => {
-    let result: number;
-    if (reduced === 0) result = evaluate(body);
+    let results: number[];
+    if (reduced === 0) results = bodiesOf(kernel).map(evaluate);
     else {
-      result = clamp(empty[combine!]);
+      results = [clamp(empty[combine!])];
       walk(rank, shape.length, () => {
-        result = fold(result, evaluate(body));
+        results = [fold(results[0], evaluate(body))];
       });
     }
     const i = write.strides.reduce((n, s, d) => n + s * at[d], write.offset) + moved;
-    const [stored] = encode(kernel.output, [round(kernel.output, result)]);
-    output[i] = stored;
+    results.forEach((result, k) => {
+      [outputs[k][i]] = encode(kernel.output, [round(kernel.output, result)]);
+    });
   });
 }
 

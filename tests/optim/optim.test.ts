@@ -51,7 +51,7 @@ const cases: [string, (p: Variable[]) => Optimizer, Rule][] = [
   ["AdamW", (p) => new AdamW(p, { lr: 0.05 }), adam(0.05, 0.01, true)],
 ];
 
-forEachDevice("optim: five steps are PyTorch's", async (_device, t) => {
+forEachDevice("optim: five steps are PyTorch's", async (device, t) => {
   for (const [name, make, rule] of cases) {
     await t.step(name, async () => {
       const start = [1, -2, 0.5, 3];
@@ -64,6 +64,8 @@ forEachDevice("optim: five steps are PyTorch's", async (_device, t) => {
         w.square().mul(tensor([1, 2, 3, 4])).sum().backward(); // gradient: 2 (i + 1) w
         await optimizer.step();
         optimizer.zeroGrad();
+        const { kernels } = device.lastReport!;
+        assertEquals(kernels, 2, "the loss; gradient, state and weight in one");
         expected = expected.map((p, i) => rule(p, 2 * (i + 1) * p, step, states[i]));
         (await w.data()).forEach((value, i) => {
           const error = Math.abs(value - expected[i]) / Math.max(1, Math.abs(expected[i]));
