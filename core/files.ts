@@ -8,9 +8,11 @@
 /** An open file, as far as core uses it. */
 export interface OpenFile {
   /** Moves the position; `whence` 0 counts from the start of the file. */
-  seek(offset: number, whence: number): Promise<number>;
+  seekSync(offset: number, whence: number): number;
   /** Reads up to `into.length` bytes; null at the end of the file. */
   read(into: Uint8Array): Promise<number | null>;
+  /** As `read`, at once. */
+  readSync(into: Uint8Array): number | null;
   /** Writes some of the bytes and says how many. */
   write(bytes: Uint8Array): Promise<number>;
   /** Resolves once the bytes are on the disk. */
@@ -45,6 +47,14 @@ function fileSystem(operation: string): FileSystem {
     throw new Error(`${operation}: needs a file system, which this runtime does not have`);
   }
   return deno;
+}
+
+/** Resolves in a later turn of the event loop: timers and signals get theirs. */
+export function nextTurn(): Promise<void> {
+  const { setImmediate = setTimeout } = globalThis as unknown as {
+    setImmediate?: (callback: () => void) => void;
+  };
+  return new Promise((resolve) => void setImmediate(resolve));
 }
 
 /** The text of an error, without its class. */

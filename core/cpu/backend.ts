@@ -149,14 +149,24 @@ class CpuBackend implements Backend {
   }
 
   write(buffer: Buffer, data: ArrayBufferView, byteOffset = 0): void {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    this.fill(buffer, byteOffset, bytes.length, (into) => into.set(bytes));
+  }
+
+  fill(
+    buffer: Buffer,
+    byteOffset: number,
+    bytes: number,
+    make: (into: Uint8Array<ArrayBufferLike>) => void,
+  ): void {
     this.#check("write");
     const address = addressOf("write", buffer);
-    if (byteOffset + data.byteLength > buffer.bytes) {
+    if (byteOffset + bytes > buffer.bytes) {
       throw new Error(
-        `write: ${data.byteLength} bytes at ${byteOffset} do not fit a buffer of ${buffer.bytes}`,
+        `write: ${bytes} bytes at ${byteOffset} do not fit a buffer of ${buffer.bytes}`,
       );
     }
-    this.#memory.write(address + byteOffset, data);
+    make(new Uint8Array(this.#memory.buffer, address + byteOffset, bytes));
   }
 
   read(buffer: Buffer, bytes: number, byteOffset = 0): Promise<ArrayBuffer> {
