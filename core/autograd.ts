@@ -17,6 +17,7 @@ import { defaultGenerator } from "./generator.ts";
 import { defineOp, type GradientContext, type MovementOp, scalar } from "./op.ts";
 import { expand } from "./ops/expand.ts";
 import { sameShape, type Shape, show } from "./shape.ts";
+import { NO_ATTRS } from "./signature.ts";
 import { Tensor } from "./tensor.ts";
 import type { Variable } from "./variable.ts";
 
@@ -54,7 +55,7 @@ export function attach(x: Tensor): Tensor {
       attachOp,
       [x.node],
       { shape: x.shape, dtype: x.dtype },
-      {},
+      NO_ATTRS,
       x.device,
       true,
       null,
@@ -122,7 +123,7 @@ function join(
     const behind = index === 0 ? sources : [nodes[0]];
     const shape = { shape: out.shape, dtype: out.dtype };
     const node = always
-      ? new Node(customOp, [out.node, ...behind], shape, {}, out.device, true, null, null)
+      ? new Node(customOp, [out.node, ...behind], shape, NO_ATTRS, out.device, true, null, null)
       : record(customOp, [out.node, ...behind], shape);
     nodes.push(node);
     wrapped.push(new Tensor(node));

@@ -132,7 +132,8 @@ export class Device {
     const order = collect({ results: [...wanted], assignments }, ++marks);
     // A result of an earlier flush used again: it comes back by way of the host. Nothing is taken off
     // the lists before, since others may flush meanwhile.
-    const earlier = order.filter((n) => n.value?.kind === "results");
+    const earlier: Node[] = [];
+    for (const node of order) if (node.value?.kind === "results") earlier.push(node);
     if (earlier.length > 0) {
       await Promise.all(earlier.map((n) => this.#toHost(n)));
       return await this.evaluate(results);
@@ -146,7 +147,7 @@ export class Device {
     for (const node of order) {
       // Scalars are held, whoever consumed them: they are what people print.
       if (
-        node.value === null && node.visible && node.shape.length === 0 &&
+        node.shape.length === 0 && node.value === null && node.visible &&
         node.op.kind !== "movement" && node.outputs === null
       ) wanted.add(node);
     }
@@ -196,11 +197,12 @@ export class Device {
   }
 
   /**
-   * The bytes of a node's value, which a flush has made known.
+   * The bytes of a node's value, which a flush has made known. With `own` they may be those that the
+   * node holds: no copy, for whoever alone has the node.
    *
    * @internal
    */
-  async bytes(node: Node): Promise<ArrayBuffer> {
+  async bytes(node: Node, own = false): Promise<ArrayBuffer> {
     const backend = this.#need("read");
     const count = sizeOf(node.shape);
     let value = node.value;
@@ -216,6 +218,7 @@ export class Device {
     switch (value.kind) {
       case "host": {
         const { data } = value;
+        if (own && data.byteOffset === 0) return data.buffer;
         return data.buffer.slice(data.byteOffset, data.byteOffset + count * bytesOf(node.dtype));
       }
       case "number": {

@@ -10,7 +10,7 @@ import type { Results } from "./kernel.ts";
 import type { Op } from "./op.ts";
 import type { Tensor } from "./tensor.ts";
 import { type Shape, show, sizeOf } from "./shape.ts";
-import { signatureOf } from "./signature.ts";
+import { NO_ATTRS, signatureOf } from "./signature.ts";
 import type { Variable } from "./variable.ts";
 
 /** A structural setting of an op, part of a plan's key. */
@@ -50,9 +50,6 @@ export interface CustomGradient {
 export type HostFunction = (
   inputs: readonly ArrayBuffer[],
 ) => Promise<readonly ArrayBufferView[]>;
-
-/** The settings of ops that have none. */
-export const NO_ATTRS: Attrs = {};
 
 let nextId = 1;
 let internal = 0;

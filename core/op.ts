@@ -10,9 +10,10 @@
 import { currentDevice, type Device } from "./device.ts";
 import { type DType, isFloat } from "./dtype.ts";
 import type { Expr } from "./expr.ts";
-import { type Attrs, NO_ATTRS, Node, type Output, record } from "./graph.ts";
+import { type Attrs, Node, type Output, record } from "./graph.ts";
 import type { KernelCode } from "./kernel.ts";
 import { broadcast, type Shape, show } from "./shape.ts";
+import { NO_ATTRS } from "./signature.ts";
 import { Tensor } from "./tensor.ts";
 import { nextUid } from "./uid.ts";
 import type { View } from "./view.ts";
@@ -179,7 +180,7 @@ export function scalar(value: number, dtype: DType, device: Device): Tensor {
       leafOp,
       [],
       { shape: [], dtype },
-      {},
+      NO_ATTRS,
       device,
       false,
       { kind: "number", number: value },
@@ -274,8 +275,10 @@ export function recordPointwise(
 ): Tensor {
   const dtype = tensors[tensors.length - 1].dtype;
   let shape = tensors[0].shape;
+  const inputs: Node[] = [];
   for (let i = 0; i < tensors.length; i++) {
     const t = tensors[i];
+    inputs.push(t.node);
     // The first argument of `where` is a condition; all else is of one dtype.
     if (!(i === 0 && op.name === "where") && t.dtype !== dtype) {
       throw new TypeError(
@@ -289,9 +292,7 @@ export function recordPointwise(
   if (!op.dtypes.includes(dtype)) {
     throw new TypeError(`${op.name}: needs dtype ${op.dtypes.join(" or ")}, got ${dtype}`);
   }
-  return new Tensor(
-    record(op, tensors.map((t) => t.node), { shape, dtype: op.output ?? dtype }, attrs),
-  );
+  return new Tensor(record(op, inputs, { shape, dtype: op.output ?? dtype }, attrs));
 }
 
 /** What {@linkcode kernel} needs to know. */

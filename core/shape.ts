@@ -67,7 +67,7 @@ export function axesOf(
 
 /** The shape both broadcast to (NumPy's rule: aligned at the right, 1 stretches), or throws. */
 export function broadcast(what: string, a: Shape, b: Shape): Shape {
-  if (sameShape(a, b)) return a;
+  if (b.length === 0 || sameShape(a, b)) return a;
   const rank = Math.max(a.length, b.length);
   const out = new Array<number>(rank);
   for (let i = 1; i <= rank; i++) {

@@ -10,6 +10,9 @@ import type { Attr, Attrs, Output } from "./graph.ts";
 import type { Op } from "./op.ts";
 import { sameShape, type Shape } from "./shape.ts";
 
+/** The settings of ops that have none. */
+export const NO_ATTRS: Attrs = {};
+
 /** What has a signature. */
 interface Known {
   readonly op: Op;
@@ -33,9 +36,11 @@ export function signatureOf(
 ): number {
   let hash = op.uid;
   for (let d = 0; d < shape.length; d++) hash = Math.imul(hash ^ shape[d], 0x01000193);
-  for (const name in attrs) {
-    const value = attrs[name];
-    if (typeof value === "number") hash = Math.imul(hash ^ value, 0x01000193);
+  if (attrs !== NO_ATTRS) {
+    for (const name in attrs) {
+      const value = attrs[name];
+      if (typeof value === "number") hash = Math.imul(hash ^ value, 0x01000193);
+    }
   }
   hash &= 0x3fffffff; // small integers need no memory
   let bucket = table.get(hash);

@@ -570,6 +570,17 @@ export async function read<const T extends readonly Tensor[]>(
   return out as unknown as ReadResult<T>;
 }
 
+/**
+ * As {@linkcode Tensor.data}, of a tensor that the caller alone has and reads once: nothing is copied.
+ *
+ * @internal
+ */
+export async function readOnce(x: Tensor<"f32">): Promise<Float32Array<ArrayBuffer>> {
+  const { node, device } = x;
+  await device.evaluate([node]);
+  return new Float32Array(await device.bytes(node, true), 0, x.size);
+}
+
 function widenBf16(bits: Uint16Array): Float32Array<ArrayBuffer> {
   const words = new Uint32Array(bits.length);
   for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;

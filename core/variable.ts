@@ -15,6 +15,7 @@ import { leafOp, scalar } from "./op.ts";
 import { identity } from "./ops/identity.ts";
 import { recordUpdate } from "./ops/update.ts";
 import { axisOf, sameShape, type Shape, show, sizeOf } from "./shape.ts";
+import { NO_ATTRS } from "./signature.ts";
 import { Tensor } from "./tensor.ts";
 import { nextUid } from "./uid.ts";
 
@@ -106,7 +107,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
       leafOp,
       [],
       { shape, dtype },
-      {},
+      NO_ATTRS,
       device,
       false,
       { kind: "host", data },
@@ -142,7 +143,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
       leafOp,
       [],
       { shape: this.shape, dtype: this.dtype },
-      {},
+      NO_ATTRS,
       this.#device,
       this.#requiresGrad,
       { kind: "variable", variable: self, version: this.version },

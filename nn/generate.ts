@@ -6,6 +6,7 @@
 
 import { currentDevice, Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
 import { threefryWord } from "../core/random.ts";
+import { readOnce } from "../core/tensor.ts";
 import type { KVCache } from "./models/cache.ts";
 import type { ForwardOptions } from "./models/decoder.ts";
 import type { Module } from "./module.ts";
@@ -173,7 +174,7 @@ async function* decode(
     let length = width;
     for (let step = 0; step < maxTokens; step++) {
       const logits = noGrad(() => nextLogits(model, ids, length, pads, cache, longest)); // [B, V]
-      const rows = await logits.data() as Float32Array;
+      const rows = await readOnce(logits as Tensor<"f32">);
       const { key0, key1, counter } = random.next();
       const steps = seen.map((tokens, b): Step | null => {
         if (done[b]) return null;

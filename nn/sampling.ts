@@ -55,13 +55,16 @@ export function sampleToken(
     }
   }
   let best = 0;
+  let high = -Infinity;
   for (let i = 0; i < logits.length; i++) {
-    if (logits[i] > logits[best]) best = i;
-    if (Number.isNaN(logits[i])) throw new Error(`generate: the logit of token ${i} is NaN`);
+    const logit = logits[i];
+    if (logit <= high) continue; // most are; NaN never is
+    if (Number.isNaN(logit)) throw new Error(`generate: the logit of token ${i} is NaN`);
+    best = i;
+    high = logit;
   }
   if (temperature === 0) return best;
 
-  const high = logits[best];
   let least = -Infinity;
   if (topK > 0 && topK < logits.length) least = logits.slice().sort()[logits.length - topK];
   let ids: number[] = [];

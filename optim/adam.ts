@@ -4,11 +4,14 @@
  * @module
  */
 
-import type { Variable } from "../core/mod.ts";
+import type { Device, Tensor, Variable } from "../core/mod.ts";
+import { scalar } from "../core/op.ts";
+import { adamStep, runningMean, runningMeanOfSquares } from "../core/ops/adam.ts";
 import {
   atLeastZero,
   belowOne,
   Optimizer,
+  type OptimizerGroup,
   type ParameterGroup,
   type UpdateContext,
 } from "./optimizer.ts";
@@ -25,6 +28,14 @@ export interface AdamOptions {
   readonly weightDecay?: number;
 }
 
+/** The numbers of a step, as tensors of shape []. */
+type Numbers = Readonly<
+  Record<
+    "beta1" | "rest1" | "beta2" | "rest2" | "kept" | "rate" | "correction" | "epsilon",
+    Tensor
+  >
+>;
+
 /**
  * Adam (Kingma and Ba 2015, algorithm 1), with PyTorch's rules and defaults. Both moments are corrected
  * for their start at 0.
@@ -32,6 +43,13 @@ export interface AdamOptions {
 export class Adam extends Optimizer {
   readonly #betas: readonly [number, number];
   readonly #eps: number;
+  #last: {
+    readonly step: number;
+    readonly lr: number;
+    readonly weightDecay: number;
+    readonly device: Device;
+    readonly numbers: Numbers;
+  } | null = null;
 
   /** Throws a `RangeError` on an option out of range, and as {@linkcode Optimizer} does. */
   constructor(
@@ -52,18 +70,41 @@ export class Adam extends Optimizer {
 
   /** Records the update of one parameter. */
   protected override update({ parameter, gradient, group, step, state, set }: UpdateContext): void {
-    const { lr, weightDecay } = group;
-    const [beta1, beta2] = this.#betas;
+    const { weightDecay } = group;
     const penalty = weightDecay !== 0 && !this.decoupled;
     const g = penalty ? gradient.add(parameter.mul(weightDecay)) : gradient;
+    const { beta1, rest1, beta2, rest2, kept, rate, correction, epsilon } = this.#numbers(
+      group,
+      step,
+      parameter.device,
+    );
     const first = state("exp_avg"), second = state("exp_avg_sq");
-    const m = set(first, first.mul(beta1).add(g.mul(1 - beta1)));
-    const v = set(second, second.mul(beta2).add(g.square().mul(1 - beta2)));
-    // The corrections are numbers of this step: data of the plan, not structure.
-    const stepSize = lr / (1 - beta1 ** step);
-    const denominator = v.sqrt().div(Math.sqrt(1 - beta2 ** step)).add(this.#eps);
-    const decayed = this.decoupled ? parameter.mul(1 - lr * weightDecay) : parameter;
-    set(parameter, decayed.sub(m.div(denominator).mul(stepSize)));
+    const m = set(first, runningMean(first, g, beta1, rest1));
+    const v = set(second, runningMeanOfSquares(second, g, beta2, rest2));
+    set(parameter, adamStep(parameter, m, v, kept, rate, correction, epsilon));
+  }
+
+  /** The numbers of a group's step, which are data of a plan, not structure: made once for all parameters. */
+  #numbers({ lr, weightDecay }: OptimizerGroup, step: number, device: Device): Numbers {
+    const last = this.#last;
+    if (
+      last?.step === step && last.lr === lr && last.weightDecay === weightDecay &&
+      last.device === device
+    ) return last.numbers;
+    const [beta1, beta2] = this.#betas;
+    const number = (value: number): Tensor => scalar(value, "f32", device);
+    const numbers: Numbers = {
+      beta1: number(beta1),
+      rest1: number(1 - beta1),
+      beta2: number(beta2),
+      rest2: number(1 - beta2),
+      kept: number(this.decoupled ? 1 - lr * weightDecay : 1),
+      rate: number(lr / (1 - beta1 ** step)),
+      correction: number(Math.sqrt(1 - beta2 ** step)),
+      epsilon: number(this.#eps),
+    };
+    this.#last = { step, lr, weightDecay, device, numbers };
+    return numbers;
   }
 }
 

@@ -279,7 +279,6 @@ class CpuProgram implements Program {
     const results = run.results.map(({ buffer, bytes }) =>
       memory.read(addressOf("result", buffer), bytes)
     );
-    // Timers and signals get their turn between runs.
     await yieldToEvents();
     return { fetch: () => Promise.resolve(results) };
   }
@@ -291,8 +290,15 @@ class CpuProgram implements Program {
   }
 }
 
-/** Resolves in a later turn of the event loop. */
-function yieldToEvents(): Promise<void> {
+/** Milliseconds of runs, one after another, after which timers and signals get their turn. */
+const TURN = 5;
+let turn = 0;
+
+/** Resolves in a later turn of the event loop, where this one has lasted long. */
+function yieldToEvents(): Promise<void> | void {
+  const now = performance.now();
+  if (now - turn < TURN) return;
+  turn = now;
   const { setImmediate } = globalThis as unknown as {
     setImmediate?: (callback: () => void) => void;
   };

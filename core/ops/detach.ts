@@ -14,5 +14,6 @@ export const detachOp: MovementOp = defineOp<MovementOp>({
 
 /** The same value, through which no gradient flows. */
 export function detach(x: Tensor): Tensor {
+  if (!x.node.needsGrad) return new Tensor(x.node);
   return new Tensor(record(detachOp, [x.node], { shape: x.shape, dtype: x.dtype }));
 }

@@ -41,7 +41,10 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
     );
   }
   if (sameShape(target, x.shape)) return x;
-  return new Tensor(record(op, [x.node], { shape: target, dtype: x.dtype }));
+  const { node } = x;
+  // Two in a row are one, or none.
+  if (node.op === op && node.value === null) return reshape(new Tensor(node.inputs[0]), target);
+  return new Tensor(record(op, [node], { shape: target, dtype: x.dtype }));
 }
 
 /** The op itself. */

@@ -161,7 +161,7 @@ async function pointwiseCase(op: PointwiseOp, dtype: DType, view: boolean): Prom
   const shapes = [[3, 1, 7], [1, 5, 7], [7]];
   const next = random(7 + op.uid);
   const inputs: SampleInput[] = op.domain.map(([low, high], i) => ({
-    shape: shapes[(i + 3 - op.domain.length) % 3],
+    shape: shapes[(i + 2 * op.domain.length) % 3],
     dtype: op.name === "where" && i === 0 ? "bool" : dtype,
     low: whole ? Math.max(dtype === "i32" ? -9 : 0, Math.floor(Math.min(low, 1))) : low,
     high: whole ? Math.max(10, high) : high,
