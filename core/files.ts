@@ -49,14 +49,6 @@ function fileSystem(operation: string): FileSystem {
   return deno;
 }
 
-/** Resolves in a later turn of the event loop: timers and signals get theirs. */
-export function nextTurn(): Promise<void> {
-  const { setImmediate = setTimeout } = globalThis as unknown as {
-    setImmediate?: (callback: () => void) => void;
-  };
-  return new Promise((resolve) => void setImmediate(resolve));
-}
-
 /** The text of an error, without its class. */
 export function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

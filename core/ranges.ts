@@ -4,7 +4,8 @@
  * @module
  */
 
-import { nextTurn, openForReading, reasonOf } from "./files.ts";
+import { openForReading, reasonOf } from "./files.ts";
+import { yieldToEvents } from "./turn.ts";
 
 /** Bytes of a file that are read at once; others get their turn in between. */
 const BLOCK = 4 << 20;
@@ -73,7 +74,7 @@ async function fileRange(path: string): Promise<RangeSource> {
       for (let at = 0; at < length; at += BLOCK) {
         const count = readSync(offset + at, bytes.subarray(at, at + BLOCK));
         if (at + count < Math.min(at + BLOCK, length)) return bytes.subarray(0, at + count);
-        await nextTurn();
+        await yieldToEvents();
       }
       return bytes;
     },
@@ -96,7 +97,12 @@ export interface Range {
 /** Reads the range; a source that brings fewer bytes, or fails, becomes an error with a name. */
 export async function readExactly(range: Range): Promise<Uint8Array<ArrayBuffer>> {
   const { source, offset, length } = range;
-  const bytes = await source.read(offset, length).catch((error) => failed(range, error));
+  let bytes: Uint8Array;
+  try {
+    bytes = await source.read(offset, length);
+  } catch (error) {
+    return failed(range, error);
+  }
   checkCount(range, bytes.length);
   // Typed arrays are viewed on it: it must start its own buffer.
   const owned = bytes.byteOffset === 0 && bytes.buffer instanceof ArrayBuffer &&

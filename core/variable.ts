@@ -8,7 +8,6 @@
 import { attach } from "./autograd.ts";
 import { currentDevice, type Device } from "./device.ts";
 import { bytesOf, type DType, isFloat, storageBytes } from "./dtype.ts";
-import { nextTurn } from "./files.ts";
 import { Node, withoutGradients } from "./graph.ts";
 import type { Buffer } from "./kernel.ts";
 import { leafOp, scalar } from "./op.ts";
@@ -17,6 +16,7 @@ import { recordUpdate } from "./ops/update.ts";
 import { axisOf, sameShape, type Shape, show, sizeOf } from "./shape.ts";
 import { NO_ATTRS } from "./signature.ts";
 import { Tensor } from "./tensor.ts";
+import { yieldToEvents } from "./turn.ts";
 import { nextUid } from "./uid.ts";
 
 /** Options of a {@linkcode Variable}. */
@@ -294,7 +294,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
       const count = Math.min(BLOCK, bytes - at);
       backend.fill(this.allocate(), at, count, (into) => make(into, at));
       this.#device.assignments.delete(this as unknown as Variable);
-      await nextTurn();
+      await yieldToEvents();
     }
   }
 

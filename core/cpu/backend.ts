@@ -19,6 +19,7 @@ import type {
   Run,
   Step,
 } from "../kernel.ts";
+import { yieldToEvents } from "../turn.ts";
 import { f32x4, v128, validates, type WasmTarget } from "../wasm.ts";
 
 /** Options of {@linkcode createCpuBackend}. */
@@ -288,27 +289,4 @@ class CpuProgram implements Program {
     this.#disposed = true;
     this.#memory.free(this.#block);
   }
-}
-
-/** Milliseconds of runs, one after another, after which timers and signals get their turn. */
-const TURN = 5;
-let turn = 0;
-
-/** Resolves in a later turn of the event loop, where this one has lasted long. */
-function yieldToEvents(): Promise<void> | void {
-  const now = performance.now();
-  if (now - turn < TURN) return;
-  turn = now;
-  const { setImmediate } = globalThis as unknown as {
-    setImmediate?: (callback: () => void) => void;
-  };
-  return new Promise((resolve) => {
-    if (setImmediate) return void setImmediate(resolve);
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
-    port2.postMessage(0);
-  });
 }
