@@ -88,21 +88,11 @@ export function customFunction(
   forward: (inputs: readonly Tensor[]) => Tensor,
   backward: (context: CustomContext) => readonly (Tensor | null)[],
 ): Tensor {
-  return customFunctions(inputs, (i) => [forward(i)], backward)[0];
-}
-
-/** As {@linkcode customFunction}, with several outputs. */
-export function customFunctions(
-  inputs: readonly Tensor[],
-  forward: (inputs: readonly Tensor[]) => readonly Tensor[],
-  backward: (context: CustomContext) => readonly (Tensor | null)[],
-): Tensor[] {
-  if (!recordsGradients() || !inputs.some((i) => i.node.needsGrad)) return [...forward(inputs)];
-  const outs = withoutGradients(() => forward(inputs));
-  return join(inputs, outs, false, (gs, wrapped) => {
-    const first = gs.find((g) => g !== null)!;
-    return backward({ g: gs[0] ?? first, gs, inputs, out: wrapped[0], outs: wrapped });
-  });
+  if (!recordsGradients() || !inputs.some((i) => i.node.needsGrad)) return forward(inputs);
+  const out = withoutGradients(() => forward(inputs));
+  return join(inputs, [out], false, (gs, outs) => {
+    return backward({ g: gs[0]!, gs, inputs, out: outs[0], outs });
+  })[0];
 }
 
 /** Wraps `outs` so that their gradients go through `backward`. */

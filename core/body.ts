@@ -194,16 +194,17 @@ export class Body {
     const dim = node.attrs.dim as number;
     const strides = node.shape.map((_, d) => d === dim ? 1 : 0);
     const view = chain.resolve({ shape: node.shape, strides, offset: 0, bounds: [] });
-    let sum: Expr = constant("i32", view.offset);
+    let sum: Expr | null = view.offset === 0 ? null : constant("i32", view.offset);
     // The index of a lone element stays an index, though always 0: given code without any input, the
     // optimizer of Mesa 22's software driver does not come to an end.
     const lone = sizeOf(view.shape) === 1;
     view.strides.forEach((stride, d) => {
       if (stride === 0 || (view.shape[d] === 1 && !lone)) return;
       const index: Expr = { kind: "index", type: "i32", dim: d };
-      sum = apply("add", sum, stride === 1 ? index : apply("mul", index, constant("i32", stride)));
+      const term = stride === 1 ? index : apply("mul", index, constant("i32", stride));
+      sum = sum === null ? term : apply("add", sum, term);
     });
-    return cast(sum, registerOf(node.dtype));
+    return cast(sum ?? constant("i32", 0), registerOf(node.dtype));
   }
 
   #fetch(node: Node, chain: Chain): Expr {

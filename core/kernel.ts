@@ -6,7 +6,8 @@
  */
 
 import type { DType, Register } from "./dtype.ts";
-import type { Expr, Load } from "./expr.ts";
+import { type Expr, type Load, rewrite } from "./expr.ts";
+import { rowMajor } from "./shape.ts";
 import type { WasmProgram, WasmTarget } from "./wasm.ts";
 import type { WgslProgram, WgslTarget } from "./wgsl.ts";
 
@@ -102,6 +103,35 @@ export interface CallKernel {
   /** Per-step values, after which come those of the epilogue. */
   readonly scalars: readonly Register[];
   readonly epilogue: Epilogue | null;
+}
+
+/**
+ * `epilogue` as a kernel of its own: a loop in place over the result that lies in the call's output,
+ * which is the loop's last input.
+ */
+export function epilogueLoop(call: CallKernel, epilogue: Epilogue): LoopKernel {
+  const { label, outputs: [{ shape, dtype }], scalars } = call;
+  const inputs = [...call.inputs.map((o) => o.dtype), ...epilogue.inputs, dtype];
+  const input = inputs.length - 1;
+  const strides = rowMajor(shape);
+  const [body] = rewrite(
+    [epilogue.body],
+    (e) =>
+      e.kind === "acc" ? { kind: "load", type: e.type, input, strides, offset: 0, bounds: [] } : e,
+  );
+  return {
+    kind: "loop",
+    label,
+    shape,
+    reduced: 0,
+    combine: null,
+    body,
+    inputs,
+    scalars,
+    output: dtype,
+    write: { strides, offset: 0 },
+    inPlace: input,
+  };
 }
 
 /** A kernel, whose inputs, outputs, scalars and workspace a {@linkcode Step} binds. */

@@ -59,11 +59,14 @@ export class Plan {
   ) {}
 }
 
+/** How many nodes the last flush had: most have as many as the one before. */
+let usual = 0;
+
 /** The nodes `targets` need, in the order they run. Throws where a variable has changed since. */
 export function collect(targets: Targets, mark: number): Node[] {
-  const computed: Node[] = [];
-  const known: Node[] = [];
+  const found = new Array<Node>(usual);
   const stack: Node[] = [];
+  let count = 0;
   const visit = (node: Node): void => {
     if (node.mark === mark) return;
     node.mark = mark;
@@ -75,43 +78,51 @@ export function collect(targets: Targets, mark: number): Node[] {
   while (stack.length > 0) {
     const node = stack.pop()!;
     checkFresh(node);
-    if (node.value === null) {
-      computed.push(node);
-      for (const input of node.sources) visit(input);
-    } else known.push(node);
+    found[count++] = node;
+    if (node.value === null) { for (const input of node.sources) visit(input); }
   }
+  usual = found.length = count;
+
   // Recording order for what is computed; what is known comes before its first consumer, since the
   // node of a variable may be older than this step or made in it.
-  const placed: Node[] = [];
+  const placed = new Array<Node>(count);
+  let places = 0;
   const place = (node: Node): void => {
-    node.place = placed.length;
-    placed.push(node);
+    node.place = places;
+    placed[places++] = node;
   };
-  for (const node of inOrder(computed)) {
+  for (const node of inOrder(found)) {
+    if (node === null) continue;
     for (const source of node.sources) {
       if (source.value !== null && source.place < 0) place(source);
     }
     place(node);
   }
-  for (const node of known) if (node.place < 0) place(node);
+  for (const node of found) if (node.place < 0) place(node);
   return placed;
 }
 
-/** In the order they run. One step's nodes have ids close together, so that each has its place at once. */
-function inOrder(nodes: readonly Node[]): readonly Node[] {
+/**
+ * Those of `nodes` that are computed, in the order they run. The nodes of a step have ids close
+ * together, so that each has its place at once; where there is no node, there is null.
+ */
+function inOrder(nodes: readonly Node[]): readonly (Node | null)[] {
   let first = Infinity, last = 0;
   let recorded = true;
-  for (const { id, after } of nodes) {
+  for (const { id, after, value } of nodes) {
+    if (value !== null) continue;
     if (id < first) first = id;
     if (id > last) last = id;
     recorded &&= after === id;
   }
-  if (!recorded || nodes.length === 0 || last - first > 4 * nodes.length) {
-    return nodes.toSorted((a, b) => a.after - b.after || a.id - b.id);
+  if (last === 0) return [];
+  if (!recorded || last - first > 4 * nodes.length) {
+    const computed = nodes.filter((node) => node.value === null);
+    return computed.sort((a, b) => a.after - b.after || a.id - b.id);
   }
   const places = new Array<Node | null>(last - first + 1).fill(null);
-  for (const node of nodes) places[node.id - first] = node;
-  return places.filter((node) => node !== null);
+  for (const node of nodes) if (node.value === null) places[node.id - first] = node;
+  return places;
 }
 
 /** Forgets a value that was a variable's before the variable changed; throws where it is lost. */
@@ -135,22 +146,43 @@ function checkFresh(node: Node): void {
   }
 }
 
-/** The structure of `order` and `targets` as numbers: equal keys mean equal plans. */
+/** Where a key is written, again and again. */
+let words = new Int32Array(1024);
+
+/**
+ * The structure of `order` and `targets` as numbers: equal keys mean equal plans. The key is good until
+ * the next call.
+ */
 export function planKey(order: readonly Node[], targets: Targets): Int32Array {
-  const words: number[] = [order.length];
+  let count = 0;
+  const room = (more: number): void => {
+    if (count + more <= words.length) return;
+    const wider = new Int32Array(2 * (count + more));
+    wider.set(words);
+    words = wider;
+  };
+  room(3);
+  words[count++] = order.length;
   for (const node of order) {
-    words.push(node.signature);
-    const value = node.value;
+    const { value, sources } = node;
+    room(3 + sources.length);
+    words[count++] = node.signature;
     if (value === null) {
-      for (const input of node.sources) words.push(input.place);
-    } else if (value.kind === "variable") words.push(-1, value.variable.uid);
-    else words.push(value.kind === "number" ? -3 : -4);
+      for (const input of sources) words[count++] = input.place;
+    } else if (value.kind === "variable") {
+      words[count++] = -1;
+      words[count++] = value.variable.uid;
+    } else words[count++] = value.kind === "number" ? -3 : -4;
   }
-  words.push(-5);
-  for (const node of targets.results) words.push(node.place);
-  words.push(-6);
-  for (const [variable, node] of targets.assignments) words.push(variable.uid, node.place);
-  return Int32Array.from(words);
+  room(2 + targets.results.length + 2 * targets.assignments.length);
+  words[count++] = -5;
+  for (const node of targets.results) words[count++] = node.place;
+  words[count++] = -6;
+  for (const [variable, node] of targets.assignments) {
+    words[count++] = variable.uid;
+    words[count++] = node.place;
+  }
+  return words.subarray(0, count);
 }
 
 /** Builds the plan: lowers, assigns memory, compiles. */
@@ -224,7 +256,7 @@ export function buildPlan(
     bytes: storageBytes(node.dtype, sizeOf(node.shape)),
   }));
   return new Plan(
-    key,
+    key.slice(),
     segmentsOf(backend, steps, workspaces, bufferOf, results),
     {
       kernels: steps.filter(isKernel).length,

@@ -223,9 +223,7 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
   #assign(value: Node): void {
     if (this.#device.backend === null) return;
     // Each variable gets a node of its own, so that the kernel can write its memory.
-    const ofKernel = value.op.kind === "pick" && value.inputs[0].op.kind !== "host";
-    const plain = value.value === null && value.op.kind !== "movement" && !ofKernel &&
-      !value.assigned;
+    const plain = value.value === null && value.op.kind !== "movement" && !value.assigned;
     const node = plain ? value : withoutGradients(() => identity(new Tensor(value)).node);
     node.assigned = true;
     node.consumers++;

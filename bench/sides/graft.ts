@@ -94,7 +94,7 @@ async function open(work: Case, device: Device): Promise<Work | null> {
       const g = variable([b, h, t, d], 4);
       return await stored(device, [q, k, v, g], () => {
         const y = attention(q, k, v, { causal: true });
-        return backward ? [y, ...grad(y.mul(g).sum(), [q, k, v]) as Tensor[]] : [y];
+        return backward ? [y, ...grad(y, [q, k, v], { seed: g }) as Tensor[]] : [y];
       });
     }
     case "layer norm":
@@ -108,7 +108,7 @@ async function open(work: Case, device: Device): Promise<Work | null> {
         const y = work.kind === "layer norm"
           ? layerNorm(x, weight, bias, SPEC.epsilon)
           : rmsNorm(x, weight, SPEC.epsilon);
-        return [y, ...grad(y.mul(g).sum(), [x, ...affine]) as Tensor[]];
+        return [y, ...grad(y, [x, ...affine], { seed: g }) as Tensor[]];
       });
     }
     case "cross-entropy": {

@@ -181,8 +181,7 @@ export class Body {
   #compute(e: Expr): readonly Local[] {
     const f = this.#f;
     const count = this.#depends.get(e) ? this.#count : 1;
-    const each = (make: (u: number) => Code) =>
-      Array.from({ length: count }, (_, u) => f.let(make(u)));
+    const each = (make: (u: number) => Code) => f.interleave(count, (u) => f.let(make(u)));
     switch (e.kind) {
       case "const":
         return [f.hoist(
@@ -207,8 +206,15 @@ export class Body {
       }
       default: {
         const mask = this.#known.masks.get(e);
+        const bytes = bytesOf(this.#nest.kernel.inputs[e.input]);
+        // One address for all: only then V8 sees that vectors lie side by side, and makes pairs.
+        const at = this.#walks(e)
+          ? f.let(add(this.#known.addresses.get(e)!, mul(this.#at!, bytes)))
+          : null;
         return each((u) => {
-          const value = this.#load(e, u);
+          const value = at
+            ? loadVector(f, this.#nest.kernel.inputs[e.input], at, 4 * u * bytes)
+            : this.#load(e, u);
           return mask ? v128.and(value, mask) : value;
         });
       }
@@ -220,6 +226,15 @@ export class Body {
     const first = i32x4.splat(this.#at!);
     const steps = [0, 1, 2, 3].map((j) => 4 * u + j);
     return i32x4.add(first, this.#f.hoist(i32x4.const(...steps)));
+  }
+
+  /** Whether the lanes of a load are elements side by side, all of them there. */
+  #walks(e: Load | Fetch): boolean {
+    const { vector } = this.#nest;
+    return e.strides[vector] === 1 &&
+      (e.kind === "load"
+        ? e.bounds.every((b) => b.dim !== vector)
+        : e.at.every((a) => !this.#depends.get(a.index)));
   }
 
   #load(e: Load | Fetch, u: number): Code {
@@ -237,8 +252,6 @@ export class Body {
     let value: Code;
     if (stride === 0) {
       value = loadSplat(f, dtype, address);
-    } else if (stride === 1 && bounds.length === 0) {
-      return loadVector(f, dtype, add(address, mul(this.#at!, bytes)), 4 * u * bytes);
     } else if (stride === 1) {
       // Lanes out of bounds may stand up to three elements off either end.
       let c: Code = add(this.#at!, 4 * u);

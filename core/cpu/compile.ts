@@ -5,11 +5,10 @@
  * @module
  */
 
-import { contiguousLoad, loopProgram } from "./loops.ts";
+import { loopProgram } from "./loops.ts";
 import type { Memory } from "./memory.ts";
 import type { Pool } from "./pool.ts";
-import { rewrite } from "../expr.ts";
-import { type CallKernel, type Kernel, kernelKey, type LoopKernel, outputsOf } from "../kernel.ts";
+import { type CallKernel, epilogueLoop, type Kernel, kernelKey, outputsOf } from "../kernel.ts";
 import {
   KernelFunc,
   ModuleBuilder,
@@ -111,27 +110,9 @@ export class Compiler {
 function callProgram(call: CallKernel, target: WasmTarget): WasmProgram {
   const program = call.op.wasm(call, target);
   if (call.epilogue === null) return program;
-  const own = call.inputs.length + call.epilogue.inputs.length;
-  const [output] = call.outputs;
-  const [body] = rewrite(
-    [call.epilogue.body],
-    (e) => e.kind === "acc" ? contiguousLoad(own, e.type, output.shape) : e,
-  );
-  const loop: LoopKernel = {
-    kind: "loop",
-    label: call.label,
-    shape: output.shape,
-    reduced: 0,
-    combine: null,
-    body,
-    inputs: [...call.inputs.map((o) => o.dtype), ...call.epilogue.inputs, output.dtype],
-    scalars: call.scalars,
-    output: output.dtype,
-    write: { strides: contiguousLoad(own, "f32", output.shape).strides, offset: 0 },
-    inPlace: own,
-  };
+  const loop = epilogueLoop(call, call.epilogue);
   const after = loopProgram(loop, {
-    input: (f, index) => index === own ? f.output(0) : f.input(index),
+    input: (f, index) => index === loop.inPlace ? f.output(0) : f.input(index),
     output: (f) => f.output(0),
   });
   return { ...program, stages: [...program.stages, ...after.stages] };

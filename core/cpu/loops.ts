@@ -7,7 +7,7 @@
  */
 
 import { bytesOf, type DType, type Register, registerOf } from "../dtype.ts";
-import { constant, type Load } from "../expr.ts";
+import { constant } from "../expr.ts";
 import { bodiesOf, type LoopKernel } from "../kernel.ts";
 import {
   add,
@@ -27,7 +27,7 @@ import {
   type WasmStage,
 } from "../wasm.ts";
 import { Body } from "./body.ts";
-import { cut, layOut, type Nest, product } from "./nest.ts";
+import { cut, layOut, type Nest, product, WIDEST } from "./nest.ts";
 import { simplify } from "./space.ts";
 
 /** Where the kernel's arrays are: addresses in the function. */
@@ -45,11 +45,12 @@ const SEQUENTIAL = 64;
 export function loopProgram(kernel: LoopKernel, places: Places = OWN): WasmProgram {
   const rank = kernel.shape.length - kernel.reduced;
   const none: WasmProgram = { stages: [], workspace: 0, scratch: 0 };
+  const scratch = 16 * WIDEST;
   if (kernel.shape.slice(0, rank).includes(0)) return none;
   const simple = simplify(nonEmpty(kernel));
   const nest = layOut(simple);
   if (nest.chunks === 1) {
-    return { stages: [nestStage(nest, places)], workspace: 0, scratch: 0 };
+    return { stages: [nestStage(nest, places)], workspace: 0, scratch };
   }
   // Each chunk leaves its part of every output in the workspace: [chunks, outputs].
   const type = simple.body.type;
@@ -75,7 +76,7 @@ export function loopProgram(kernel: LoopKernel, places: Places = OWN): WasmProgr
   return {
     stages: [first, nestStage(second, { input: partial, output: places.output })],
     workspace: 4 * nest.chunks * nest.outputs,
-    scratch: 0,
+    scratch,
   };
 }
 
@@ -89,11 +90,6 @@ function nonEmpty(kernel: LoopKernel): LoopKernel {
     reduced: 0,
     body: constant(kernel.body.type, neutral(kernel.combine!, kernel.body.type)),
   };
-}
-
-/** A load of each element of a row-major array of `shape`. */
-export function contiguousLoad(input: number, type: Register, shape: readonly number[]): Load {
-  return { kind: "load", type, input, strides: rowMajor(shape), offset: 0, bounds: [] };
 }
 
 function rowMajor(shape: readonly number[]): number[] {
@@ -239,10 +235,8 @@ class NestEmitter {
     this.#body.vectors(from, to, (count, left) => {
       if (kernel.reduced === 0) {
         // All is computed, and so read, before any of it is stored.
-        bodiesOf(kernel).forEach((body, k) => {
-          const value = this.#body.value(body);
-          for (let u = 0; u < count; u++) this.#store(k, from, u, value[u], left);
-        });
+        const values = bodiesOf(kernel).map((body) => this.#body.value(body));
+        values.forEach((value, output) => this.#store(output, from, value, left));
         return;
       }
       const sums = new Sums(this.#f, this.#nest, count);
@@ -250,8 +244,7 @@ class NestEmitter {
         const value = this.#body.value(kernel.body);
         for (let u = 0; u < count; u++) sums.add(u, value[u]);
       });
-      const result = sums.result();
-      for (let u = 0; u < count; u++) this.#store(0, from, u, result[u], left);
+      this.#store(0, from, sums.result(), left);
     });
   }
 
@@ -325,19 +318,21 @@ class NestEmitter {
     });
   }
 
-  #store(output: number, i: Local, u: number, value: Code, left: number | null): void {
+  /** Stores vectors of an output that lie one after the other, from coordinate i on. */
+  #store(output: number, i: Local, values: readonly Code[], left: number | null): void {
     const f = this.#f;
     const bytes = bytesOf(this.#dtype);
-    const stride = this.#strides[this.#nest.vector];
-    const address = add(this.#outs[output], mul(i, stride * bytes));
-    if (stride === 1 && left === null) {
-      return storeVector(f, this.#dtype, address, value, 4 * u * bytes);
-    }
-    const at = f.let(address);
-    const addresses = [0, 1, 2, 3].map((j) =>
-      left === null || j < left ? add(at, (4 * u + j) * stride * bytes) : null
-    );
-    storeLanes(f, this.#dtype, addresses, value);
+    const stride = this.#strides[this.#nest.vector] * bytes;
+    const at = f.let(add(this.#outs[output], mul(i, stride)));
+    values.forEach((value, u) => {
+      if (stride === bytes && left === null) {
+        return storeVector(f, this.#dtype, at, value, 4 * u * bytes);
+      }
+      const addresses = [0, 1, 2, 3].map((j) =>
+        left === null || j < left ? add(at, (4 * u + j) * stride) : null
+      );
+      storeLanes(f, this.#dtype, addresses, value);
+    });
   }
 }
 
@@ -398,6 +393,11 @@ class Sums {
   /** Hands the f32 sums on. */
   flush(): void {
     const f = this.#f;
+    if (f.target.columns === 16) {
+      // V8 looks for pairs of vectors from stores side by side backwards: here are some.
+      this.#lanes.forEach((lane, u) => f.store(f.scratch, lane, 16 * u));
+      this.#lanes.forEach((lane, u) => f.set(lane, v128.load(f.scratch, 16 * u)));
+    }
     this.#lanes.forEach((lane, u) => {
       const high = v128.shuffle(lane, lane, [2, 3, 2, 3]);
       f.set(this.#low[u], f64x2.add(this.#low[u], f64x2.promote_low_f32x4(lane)));

@@ -41,6 +41,8 @@ export interface Nest {
   readonly cost: number;
 }
 
+/** Most vectors side by side. */
+export const WIDEST = 8;
 /** A unit takes about this many nanoseconds. */
 const UNIT = 12000;
 /** Most units of a stage. */
@@ -65,9 +67,7 @@ export function layOut(kernel: LoopKernel): Nest {
   });
   const weight = vectorCost(kernel, nodes, vector);
   const n = shape[vector];
-  let unroll = weight <= 6 ? 4 : weight <= 14 ? 2 : 1;
-  if (across && unroll < 4) unroll = 2;
-  if (!across && kernel.reduced > 0 && weight <= 4 && n >= 32) unroll = 8;
+  let unroll = !across && kernel.reduced > 0 && weight <= 4 && n >= 32 ? WIDEST : 4;
   while (unroll > 1 && n < 4 * unroll) unroll /= 2;
 
   const outputs = product(shape.slice(0, rank));

@@ -1,4 +1,5 @@
-import { customFunctions } from "../autograd.ts";
+import { customFunction } from "../autograd.ts";
+import { recordsGradients } from "../graph.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
 import { iota } from "./iota.ts";
@@ -29,18 +30,17 @@ export function crossEntropy(
   }
   checkTargets("crossEntropy", targets, logits.shape[0], logits.shape[1], ignoreIndex);
   const valid = targets.ne(ignoreIndex); // [N]
-  // The log-sum-exp is handed out beside the losses, so that the gradient does not sum again.
-  const [losses] = customFunctions(
-    [logits],
-    ([logits]) => {
-      const { losses, lse } = rowLosses(logits, targets, valid);
-      return [losses, lse];
-    },
-    ({ g, inputs: [logits], outs: [, lse] }) => {
-      const scale = where(valid, g, 0).unsqueeze(1); // [N, 1]
-      return [logitsGradient(logits, lse, targets).mul(scale)];
-    },
-  );
+  let found: Tensor;
+  const losses = customFunction([logits], ([logits]) => {
+    const { losses, lse } = rowLosses(logits, targets, valid);
+    found = lse;
+    return losses;
+  }, ({ g, inputs: [logits] }) => {
+    // Forward's sum is at hand, but a gradient to be differentiated has to know its recipe.
+    const lse = recordsGradients() ? logits.logsumexp(1, true) : found;
+    const scale = where(valid, g, 0).unsqueeze(1); // [N, 1]
+    return [logitsGradient(logits, lse, targets).mul(scale)];
+  });
   if (reduction === "none") return losses;
   return reduction === "sum" ? losses.sum() : losses.sum().div(countOf(valid));
 }

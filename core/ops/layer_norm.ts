@@ -1,6 +1,6 @@
-import { customFunction } from "../autograd.ts";
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
+import { normalise } from "./norm/mod.ts";
 
 /**
  * (x - mean) / √(variance + eps) · weight + bias along the last dimension (Ba et al. 2016). `weight`
@@ -22,27 +22,9 @@ export function layerNorm(
       );
     }
   }
-  const centred = customFunction(
-    [x],
-    ([x]) => {
-      const { mean, scale } = moments(x, d, eps);
-      return x.sub(mean).mul(scale);
-    },
-    ({ g, inputs: [x] }) => {
-      // r · (g - mean(g) - y · mean(g · y)) with y the normalised x
-      const { mean, scale } = moments(x, d, eps);
-      const y = x.sub(mean).mul(scale);
-      const level = g.sum(-1, true).mul(1 / d);
-      const slope = g.mul(y).sum(-1, true).mul(1 / d);
-      return [g.sub(level).sub(y.mul(slope)).mul(scale)];
-    },
-  );
-  const scaled = weight ? centred.mul(weight) : centred;
-  return bias ? scaled.add(bias) : scaled;
-}
-
-function moments(x: Tensor, d: number, eps: number): { mean: Tensor; scale: Tensor } {
-  const mean = x.sum(-1, true).mul(1 / d); // [..., 1]
-  const variance = x.sub(mean).square().sum(-1, true).mul(1 / d);
-  return { mean, scale: variance.add(eps).rsqrt() };
+  return normalise(x, weight, bias, (x) => {
+    const mean = x.sum(-1, true).mul(1 / d); // [..., 1]
+    const variance = x.sub(mean).square().sum(-1, true).mul(1 / d);
+    return { mean, scale: variance.add(eps).rsqrt() };
+  });
 }

@@ -1,6 +1,6 @@
 import { show } from "../shape.ts";
 import type { Tensor } from "../tensor.ts";
-import { customFunction } from "../autograd.ts";
+import { normalise } from "./norm/mod.ts";
 
 /**
  * x / √(mean(x²) + eps) · weight along the last dimension (Zhang and Sennrich 2019). `weight` is [D]
@@ -15,29 +15,8 @@ export function rmsNorm(x: Tensor, weight: Tensor | null, eps = 1e-6): Tensor {
       }`,
     );
   }
-  const scaleOf = (x: Tensor) => x.square().sum(-1, true).mul(1 / d).add(eps).rsqrt(); // [..., 1]
-  if (!weight) {
-    return customFunction([x], ([x]) => x.mul(scaleOf(x)), ({ g, inputs: [x] }) => {
-      const r = scaleOf(x);
-      return [inputGradient(x, g, r, d)];
-    });
-  }
-  return customFunction(
-    [x, weight],
-    ([x, w]) => x.mul(scaleOf(x)).mul(w),
-    ({ g, inputs: [x, w] }) => {
-      const r = scaleOf(x);
-      return [
-        x.node.needsGrad ? inputGradient(x, g.mul(w), r, d) : null,
-        w.node.needsGrad ? g.mul(x).mul(r) : null,
-      ];
-    },
-  );
-}
-
-/** r · h - x · r³ · mean(h · x), for y = x · r and h the gradient of y. */
-function inputGradient(x: Tensor, h: Tensor, r: Tensor, d: number): Tensor {
-  const dot = h.mul(x).sum(-1, true); // [..., 1]
-  const pull = dot.mul(r).mul(r).mul(r).mul(1 / d);
-  return h.mul(r).sub(x.mul(pull));
+  return normalise(x, weight, null, (x) => {
+    const square = x.square().sum(-1, true).mul(1 / d); // [..., 1]
+    return { mean: null, scale: square.add(eps).rsqrt() };
+  });
 }

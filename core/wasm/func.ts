@@ -17,6 +17,8 @@ export class Func {
   readonly #prologue: number[] = [];
   readonly #hoisted = new Map<string, Local>();
   #depth = 0;
+  /** The statements of {@linkcode interleave} so far, of the one at hand. */
+  #apart: (readonly number[])[] | null = null;
 
   constructor(params: readonly ValueType[], result: ValueType | null = null) {
     this.params = params.map((type, i) => new Local(type, i));
@@ -204,6 +206,26 @@ export class Func {
     ]);
   }
 
+  /**
+   * What `make` gives for 0, 1 and on below `count`, with their statements in turns: a processor looks
+   * ahead some hundred instructions, and should find there several of such chains, not one. No loops
+   * or branches inside.
+   */
+  interleave<T>(count: number, make: (u: number) => T): T[] {
+    const outer = this.#apart;
+    const chains: (readonly number[])[][] = [];
+    const made = Array.from({ length: count }, (_, u) => {
+      chains.push(this.#apart = []);
+      return make(u);
+    });
+    this.#apart = outer;
+    const longest = Math.max(...chains.map((chain) => chain.length));
+    for (let i = 0; i < longest; i++) {
+      for (const chain of chains) if (i < chain.length) this.#push(chain[i]);
+    }
+    return made;
+  }
+
   /** The function as the code section holds it. */
   encode(): Uint8Array<ArrayBuffer> {
     const groups: [number, ValueType][] = [];
@@ -227,10 +249,12 @@ export class Func {
   }
 
   #push(bytes: readonly number[]): void {
-    for (const b of bytes) this.bytes.push(b);
+    if (this.#apart) this.#apart.push(bytes);
+    else for (const b of bytes) this.bytes.push(b);
   }
 
   #nest(body: () => void): void {
+    if (this.#apart) throw new Error("interleave: needs code without loops and branches");
     this.#depth++;
     body();
     this.#depth--;

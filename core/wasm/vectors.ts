@@ -32,7 +32,8 @@ export class Vectors {
   /** Σ coefficients[i] · x^i. */
   polynomial(x: Code, coefficients: readonly number[]): Code {
     return coefficients.reduceRight<Code | null>(
-      (sum, c) => sum === null ? this.constant(c) : this.madd(sum, x, this.constant(c)),
+      (sum, c) =>
+        sum === null ? this.constant(c) : this.#f.let(this.madd(sum, x, this.constant(c))),
       null,
     )!;
   }
@@ -43,23 +44,23 @@ export class Vectors {
     const y = f.let(
       f32x4.pmax(f32x4.pmin(x, this.constant(89)), this.constant(-87.5)),
     );
-    // Adding 1.5 · 2^23 leaves n, the nearest integer to y / ln 2, in the low bits.
-    const magic = this.constant(12582912);
+    // Adding 1.5 · 2^23 leaves n + 126, n the nearest integer to y / ln 2, in the low bits.
+    const magic = this.constant(12582912 + 126);
     const t = f.let(this.madd(y, this.constant(Math.LOG2E), magic));
     const n = f.let(f32x4.sub(t, magic));
     const high = f.let(this.madd(n, this.constant(-0.693359375), y));
     const r = f.let(this.madd(n, this.constant(2.12194440054690583e-4), high));
+    // 2 e^r times 2^(n-1), which is in range for n = 128, and 0 for n = -126.
     const p = this.polynomial(r, [
-      0.4999999341241757,
-      0.16666520107145288,
-      0.04166839422787332,
-      0.008368780473745655,
-      0.0013814466239203,
+      2,
+      2,
+      0.9999998682483514,
+      0.33333040214290546,
+      0.08333678845574446,
+      0.01673756094749131,
+      0.0027628932278406,
     ]);
-    const q = f.let(f32x4.add(this.madd(f32x4.mul(r, r), p, r), this.constant(1)));
-    // 2^n as twice 2^(n-1), which is in range for n = 128, and 0 for n = -126.
-    const scale = i32x4.add(i32x4.shl(t, 23), f.hoist(i32x4.const(126 << 23)));
-    return f.let(f32x4.mul(f32x4.add(q, q), scale));
+    return f.let(f32x4.mul(p, i32x4.shl(t, 23)));
   }
 
   /** Natural logarithm: -inf at 0, NaN below. */

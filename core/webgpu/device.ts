@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { WgslTarget } from "../wgsl.ts";
+import type { Subgroup, WgslTarget } from "../wgsl.ts";
 
 /** Which adapters may be used. */
 export interface WebGpuOptions {
@@ -131,8 +131,8 @@ async function open(adapter: GPUAdapter, features: GPUFeatureName[]): Promise<Op
     description: describe(adapter),
     target: {
       software: isSoftware(adapter),
-      subgroups: (features as string[]).includes("subgroups")
-        ? await subgroupDirective(device)
+      subgroup: (features as string[]).includes("subgroups")
+        ? await subgroupOf(adapter, device)
         : null,
       maxInvocations: Math.min(
         limits.maxComputeInvocationsPerWorkgroup,
@@ -145,8 +145,10 @@ async function open(adapter: GPUAdapter, features: GPUFeatureName[]): Promise<Op
   };
 }
 
-// Implementations disagree on whether a module must say that it uses subgroups: asked, not guessed.
-async function subgroupDirective(device: GPUDevice): Promise<string | null> {
+async function subgroupOf(adapter: GPUAdapter, device: GPUDevice): Promise<Subgroup | null> {
+  const { subgroupMinSize: size, subgroupMaxSize: most } = adapter.info;
+  if (!size || size !== most) return null;
+  // Implementations disagree on whether a module must say that it uses subgroups: asked, not guessed.
   for (const directive of ["enable subgroups;", ""]) {
     device.pushErrorScope("validation");
     device.createShaderModule({
@@ -157,7 +159,7 @@ async function subgroupDirective(device: GPUDevice): Promise<string | null> {
   b[i] = subgroupAdd(b[i]);
 }`,
     });
-    if (await device.popErrorScope() === null) return directive;
+    if (await device.popErrorScope() === null) return { size, directive };
   }
   return null;
 }

@@ -29,6 +29,7 @@ export class WgslModule {
   readonly #parameters: number[] = [];
   #parameterBinding = -1;
   #names = 0;
+  #directive = "";
 
   /** A module for `target`; `scalars` are the types of the kernel's per-step values. */
   constructor(target: WgslTarget, scalars: readonly Register[] = []) {
@@ -45,6 +46,12 @@ export class WgslModule {
   use(helper: string): string {
     this.#helpers.add(helper);
     return helper;
+  }
+
+  /** Lane `lane`'s value of an expression, in a subgroup that runs as one. */
+  broadcast(value: string, lane: number): string {
+    this.#directive = this.target.subgroup!.directive;
+    return `subgroupBroadcast(${value}, ${lane}u)`;
   }
 
   /** Binds `source` as an array with elements of the WGSL type `type`; returns the variable. */
@@ -109,7 +116,9 @@ export class WgslModule {
         }> b${i}: array<${b.type}>;`
     );
     return {
-      code: [...declarations, preludeOf(this.#helpers), body].filter((s) => s !== "").join("\n"),
+      code: [this.#directive, ...declarations, preludeOf(this.#helpers), body].filter((s) =>
+        s !== ""
+      ).join("\n"),
       bindings: this.#bindings.map(({ source, write }) => ({ source, write })),
       parameters: Uint32Array.from(this.#parameters),
       workgroups,

@@ -8,8 +8,8 @@
 export interface WgslTarget {
   /** A CPU behind a WebGPU driver: workgroup memory and barriers then cost more than they save. */
   readonly software: boolean;
-  /** The directive that a module with subgroup operations begins with; null: it has none. */
-  readonly subgroups: string | null;
+  /** Subgroup operations, where the device has them and all its subgroups are of one size. */
+  readonly subgroup: Subgroup | null;
   /** Most invocations in a workgroup. */
   readonly maxInvocations: number;
   /** Most bytes of workgroup memory. */
@@ -18,6 +18,14 @@ export interface WgslTarget {
   readonly maxStorageBuffers: number;
   /** Most workgroups along one dimension of a dispatch. */
   readonly maxWorkgroups: number;
+}
+
+/** The subgroups of a device. */
+export interface Subgroup {
+  /** Invocations of one: the first `size` of a workgroup are one, and so on. */
+  readonly size: number;
+  /** What a module that uses them begins with, if anything. */
+  readonly directive: string;
 }
 
 /**
@@ -60,6 +68,14 @@ export function dispatchOf(count: number, target: WgslTarget): [number, number, 
   if (count <= target.maxWorkgroups) return [Math.max(count, 1), 1, 1];
   const rows = Math.ceil(count / target.maxWorkgroups);
   return [Math.ceil(count / rows), rows, 1];
+}
+
+/**
+ * Invocations of a workgroup that use no workgroup memory on a software device: what the driver runs
+ * side by side, a subgroup where there are any.
+ */
+export function lanesOf(target: WgslTarget): number {
+  return target.subgroup?.size ?? 8;
 }
 
 /** The largest power of two that is at most `n` (1 for less). */

@@ -2,7 +2,8 @@
  * Reductions. A workgroup is a table of `lanes` invocations for each of `columns` outputs; each
  * invocation combines every `lanes`-th term, and a tree in workgroup memory combines the lanes.
  * Where there are few outputs, the terms are cut into chunks whose results lie in the workspace until
- * a second pass combines them. The order of combination is fixed, so results repeat to the bit.
+ * a second pass combines them. The order of combination is fixed, so results repeat to the bit. A
+ * software device takes four neighbouring terms or outputs at a time, where they are loaded as one.
  *
  * @module
  */
@@ -15,6 +16,7 @@ import { WgslModule } from "./module.ts";
 import { type Aliases, epilogueFunction, slotTerm, WgslInputs, wgslType } from "./pointwise.ts";
 import {
   dispatchOf,
+  lanesOf,
   powerAbove,
   powerBelow,
   type WgslPass,
@@ -22,6 +24,7 @@ import {
   type WgslTarget,
 } from "./program.ts";
 import { collapse, coordinatesOf, countOf, type Space } from "./space.ts";
+import { foursOf, readsFours } from "./vectors.ts";
 
 /** How two terms are combined. */
 export type Combine = "sum" | "prod" | "max" | "min";
@@ -59,6 +62,8 @@ interface Layout {
   readonly chunks: number;
   /** Terms in a chunk. */
   readonly length: number;
+  /** Whether an invocation takes four neighbouring outputs or terms at a time. */
+  readonly fours: boolean;
 }
 
 /** The program of `reduction`. */
@@ -93,6 +98,10 @@ export function reductionWgsl(reduction: Reduction, target: WgslTarget): WgslPro
   };
 }
 
+// Terms of a reduction across rows that a CPU's caches hold. Beyond, its time goes into waiting for
+// memory, and four columns at a time wait for more of it.
+const CACHED = 2 ** 20;
+
 function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarget): Layout {
   const rank = space.shape.length;
   const border = rank - space.reduced;
@@ -104,8 +113,15 @@ function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarg
   }
   const acrossOutputs = alongOutputs > alongTerms;
   const most = Math.min(target.maxInvocations, target.software ? 64 : 256);
+  const fours = target.software && space.bodies[0].type !== "bool" &&
+    !(acrossOutputs && outputs * terms > CACHED) &&
+    readsFours(space, (acrossOutputs ? border : rank) - 1);
+  if (fours && acrossOutputs) outputs /= 4;
   let lanes: number, columns: number;
-  if (acrossOutputs) {
+  if (acrossOutputs && fours) {
+    columns = Math.min(powerAbove(outputs), lanesOf(target));
+    lanes = 1;
+  } else if (acrossOutputs) {
     columns = Math.min(powerAbove(outputs), 32);
     lanes = Math.min(powerBelow(terms / 4), most / columns);
     if (lanes === 1) columns = Math.min(powerAbove(outputs), most);
@@ -118,15 +134,23 @@ function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarg
   const groups = Math.ceil(outputs / columns);
   const wanted = Math.ceil((target.software ? 8 : 512) / groups);
   const chunks = Math.max(1, Math.min(wanted, Math.floor(terms / (lanes * 16)), 1024));
-  const length = Math.max(1, Math.ceil(terms / chunks));
-  return { columns, lanes, acrossOutputs, chunks: Math.max(1, Math.ceil(terms / length)), length };
+  const step = fours ? 4 : 1;
+  const length = Math.max(1, Math.ceil(terms / chunks / step) * step);
+  return {
+    columns,
+    lanes,
+    acrossOutputs,
+    chunks: Math.max(1, Math.ceil(terms / length)),
+    length,
+    fours,
+  };
 }
 
 function layoutOfChunks(outputs: number, chunks: number, target: WgslTarget): Layout {
   const most = Math.min(target.maxInvocations, target.software ? 64 : 256);
   const columns = Math.min(powerAbove(outputs), most / 8);
   const lanes = Math.max(1, Math.min(powerBelow(chunks / 2), most / columns));
-  return { columns, lanes, acrossOutputs: true, chunks: 1, length: chunks };
+  return { columns, lanes, acrossOutputs: true, chunks: 1, length: chunks, fours: false };
 }
 
 function combined(combine: Combine, type: Register, a: string, b: string): string {
@@ -169,8 +193,13 @@ function pass(
   const terms = countOf(shape.slice(border));
   const type = reduction.body.type;
   const T = wgslType(type);
-  const { columns, lanes, chunks, length } = layout;
+  const { columns, lanes, chunks, length, acrossOutputs } = layout;
   const size = columns * lanes;
+  // What an invocation combines at a time: one term, or four neighbours of the terms or the outputs.
+  const fours = layout.fours ? (acrossOutputs ? "outputs" : "terms") : null;
+  const W = fours ? `vec4<${T}>` : T;
+  const units = fours === "outputs" ? outputs / 4 : outputs;
+  const stride = fours === "terms" ? 4 * lanes : lanes;
   const module = new WgslModule(target, reduction.scalars);
   const stored: DType = type;
   const inputs = new WgslInputs(module, reduction.inputs);
@@ -202,75 +231,96 @@ function pass(
   }
 
   // What is combined.
-  let element: string;
+  let before = "", element: string;
+  const coordinates = `${coordinatesOf(shape, 0, border, "output")}
+  ${coordinatesOf(shape, border, shape.length, "term")}`;
   if (stage === "combine") {
     const workspace = module.array({ kind: "workspace" }, stored);
     element = `return ${workspace.load(`term * ${outputs}u + output`)};`;
+  } else if (fours) {
+    const dim = (fours === "outputs" ? border : shape.length) - 1;
+    const { function: one, loads, values } = foursOf(module, space, dim, reduction.inputs)!;
+    before = one;
+    element = `${coordinates}
+  ${loads}
+  return ${W}(${values.join(", ")});`;
   } else {
     const emitted = emitExpr(module, space.bodies, {
       coordinate: (d) => `c${d}`,
       array: (i) => inputs.array(i),
     });
-    element = `${coordinatesOf(shape, 0, border, "output")}
-  ${coordinatesOf(shape, border, shape.length, "term")}
+    element = `${coordinates}
   ${emitted.code}
   return ${emitted.values[0]};`;
   }
 
-  const identity = literalOf(module, type, identityOf(reduction.combine, type));
+  const identity = `${W}(${literalOf(module, type, identityOf(reduction.combine, type))})`;
   const join = (a: string, b: string): string => combined(reduction.combine, type, a, b);
-  const outputGroups = Math.ceil(outputs / columns);
-  const groups = dispatchOf(outputGroups * chunks, target);
-  const step = (into: string): string => `${into} = ${join(into, "element(output, term)")};`;
-  const blocked = reduction.combine === "sum" && type === "f32" && length > lanes * BLOCK * 2;
+  const unitGroups = Math.ceil(units / columns);
+  const groups = dispatchOf(unitGroups * chunks, target);
+  const step = (into: string): string => `${into} = ${join(into, "terms(output, term)")};`;
+  const blocked = reduction.combine === "sum" && type === "f32" && length > stride * BLOCK * 2;
   const loop = blocked
-    ? `for (var start = first; start < last; start += ${lanes * BLOCK}u) {
+    ? `for (var start = first; start < last; start += ${stride * BLOCK}u) {
       var part = ${identity};
-      let end = min(start + ${lanes * BLOCK}u, last);
-      for (var term = start + lane; term < end; term += ${lanes}u) { ${step("part")} }
-      total = ${join("total", "part")};
+      let end = min(start + ${stride * BLOCK}u, last);
+      for (var term = start + skip; term < end; term += ${stride}u) { ${step("part")} }
+      totals = ${join("totals", "part")};
     }`
-    : `for (var term = first + lane; term < last; term += ${lanes}u) { ${step("total")} }`;
-  const mine = layout.acrossOutputs
+    : `for (var term = first + skip; term < last; term += ${stride}u) { ${step("totals")} }`;
+  const mine = acrossOutputs
     ? `let column = local % ${columns}u;
   let lane = local / ${columns}u;`
     : `let lane = local % ${lanes}u;
   let column = local / ${lanes}u;`;
-  const stride = layout.acrossOutputs ? columns : 1;
+  const apart = acrossOutputs ? columns : 1;
   const tree: string[] = [];
   for (let s = lanes / 2; s >= 1; s /= 2) {
     tree.push(`workgroupBarrier();
   if (lane < ${s}u) { shared_terms[local] = ${
-      join("shared_terms[local]", `shared_terms[local + ${s * stride}u]`)
+      join("shared_terms[local]", `shared_terms[local + ${s * apart}u]`)
     }; }`);
   }
-  const code = `${lanes > 1 ? `var<workgroup> shared_terms: array<${T}, ${size}>;` : ""}
+  const finish = fours === "outputs"
+    ? `for (var four = 0u; four < 4u; four++) {
+      let output = unit * 4u + four;
+      let total = totals[four];
+      ${store}
+    }`
+    : `let total = ${
+      fours ? join(join("totals.x", "totals.y"), join("totals.z", "totals.w")) : "totals"
+    };
+    ${store}`;
+  const code = `${lanes > 1 ? `var<workgroup> shared_terms: array<${W}, ${size}>;` : ""}
 ${epilogue}
-fn element(output: u32, term: u32) -> ${T} {
+${before}
+fn terms(output: u32, term: u32) -> ${W} {
   ${element}
 }
 @compute @workgroup_size(${size})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let group = id.x + id.y * ${groups[0]}u;
-  if (group >= ${outputGroups * chunks}u) { return; }
+  if (group >= ${unitGroups * chunks}u) { return; }
   ${mine}
-  let chunk = group / ${outputGroups}u;
-  let output = (group % ${outputGroups}u) * ${columns}u + column;
+  let skip = lane * ${stride / lanes}u;
+  let chunk = group / ${unitGroups}u;
+  let unit = (group % ${unitGroups}u) * ${columns}u + column;
+  let output = unit * ${outputs / units}u;
   let first = chunk * ${length}u;
   let last = min(first + ${length}u, ${terms}u);
-  var total = ${identity};
-  if (output < ${outputs}u) {
+  var totals = ${identity};
+  if (unit < ${units}u) {
     ${loop}
   }
   ${
     lanes > 1
-      ? `shared_terms[local] = total;
+      ? `shared_terms[local] = totals;
   ${tree.join("\n  ")}
-  total = shared_terms[local];`
+  totals = shared_terms[local];`
       : ""
   }
-  if (lane == 0u && output < ${outputs}u) {
-    ${store}
+  if (lane == 0u && unit < ${units}u) {
+    ${finish}
   }
 }`;
   return module.pass(code, groups, outputs * terms * 4);

@@ -79,33 +79,108 @@ function bindVectors(
 
 const byFour = (n: number): boolean => n % 4 === 0;
 
-function aligned(strides: readonly number[], offset: number): boolean {
-  return strides.at(-1) === 1 && byFour(offset) && strides.slice(0, -1).every(byFour);
+function aligned(strides: readonly number[], offset: number, dim: number): boolean {
+  return byFour(offset) && strides.every((s, d) => d === dim ? s === 1 : byFour(s));
 }
 
-/** The inputs that are read in vectors, or null where the kernel is not one for steps of four. */
-function vectorInputs(
-  space: Space,
-  write: Write,
-  aliases: Aliases,
+/** The inputs that can be read four neighbours along dimension `dim` at a time, and the others. */
+function wholeInputs(
   bodies: readonly Expr[],
-): ReadonlySet<number> | null {
-  const { shape } = space;
-  const last = shape.length - 1;
-  if (countOf(shape) < LEAST || !byFour(shape[last]) || !aligned(write.strides, write.offset)) {
-    return null;
-  }
-  if (write.slot !== undefined && !byFour(write.stride ?? 0)) return null;
-  if (operationsOf(...bodies) > MOST_OPERATIONS) return null;
+  dim: number,
+): { yes: ReadonlySet<number>; no: ReadonlySet<number> } {
   const yes = new Set<number>(), no = new Set<number>();
   for (const e of accessesOf(...bodies)) {
-    const whole = e.kind === "load" && aligned(e.strides, e.offset) &&
-      e.bounds.every((b) => b.dim !== last);
+    const whole = e.kind === "load" && aligned(e.strides, e.offset, dim) &&
+      e.bounds.every((b) => b.dim !== dim);
     (whole ? yes : no).add(e.input);
   }
   for (const i of no) yes.delete(i);
-  // An output is bound in vectors, so what shares its memory must be read so.
-  return aliases.every(([i]) => !no.has(i)) ? yes : null;
+  return { yes, no };
+}
+
+/** Whether {@linkcode foursOf} has an answer that reads vectors. */
+export function readsFours({ shape, bodies }: Space, dim: number): boolean {
+  return byFour(shape[dim]) && operationsOf(...bodies) <= MOST_OPERATIONS &&
+    wholeInputs(bodies, dim).yes.size > 0;
+}
+
+/** Four neighbours of a space, computed one by one from what is loaded in vectors. */
+export interface Fours {
+  /** The function that computes one. */
+  readonly function: string;
+  /** Statements that load, where `c0`, `c1`, … are the coordinates of the first. */
+  readonly loads: string;
+  /** The values of the four, each as {@linkcode resultOf} packs it. */
+  readonly values: readonly string[];
+}
+
+/**
+ * What computes four neighbours along dimension `dim` of `space`, whose size there is a multiple of
+ * four; null where no input can be read so, or it would take long to compile. Inputs in `bound` have
+ * memory already.
+ */
+export function foursOf(
+  module: WgslModule,
+  { shape, bodies }: Space,
+  dim: number,
+  dtypes: readonly DType[],
+  bound: ReadonlyMap<number, Vectors> = new Map(),
+): Fours | null {
+  const { yes, no } = wholeInputs(bodies, dim);
+  if (operationsOf(...bodies) > MOST_OPERATIONS || !byFour(shape[dim])) return null;
+  // Outputs are bound in vectors, so what shares their memory must be read so.
+  if ([...bound.keys()].some((i) => no.has(i))) return null;
+  const inputs = new WgslInputs(module, dtypes);
+  const vectors = new Map(bound);
+  // What the four load as a vector, or alike, stands before their values, which get it as parameters.
+  const loads: string[] = [], parameters: string[] = [];
+  const values: ((k: number) => string)[] = [];
+  const early = (e: Load): string | null => {
+    const whole = yes.has(e.input);
+    const alike = e.strides[dim] === 0 && e.bounds.every((b) => b.dim !== dim);
+    if (!whole && !alike) return null;
+    const [name, parameter] = [module.name("l"), module.name("p")];
+    const coordinate = (d: number): string => `c${d}`;
+    const address = addressOf(e.strides, e.offset, coordinate);
+    let text: string;
+    if (whole) {
+      let vector = vectors.get(e.input);
+      if (!vector) {
+        vector = bindVectors(module, "input", e.input, dtypes[e.input]);
+        vectors.set(e.input, vector);
+      }
+      text = vector.load(address, dtypes[e.input]);
+    } else text = inputs.array(e.input).load(address);
+    if (e.bounds.length === 0) loads.push(`let ${name} = ${text};`);
+    else {
+      const tests = e.bounds.map((b) => boundText(b, coordinate)).join(" && ");
+      const zero = literalOf(module, e.type, 0);
+      loads.push(`var ${name} = ${whole ? `vec4<${e.type}>(${zero})` : zero};
+  if (${tests}) { ${name} = ${text}; }`);
+    }
+    parameters.push(`${parameter}: ${e.type}`);
+    values.push((k) => whole ? `${name}.${"xyzw"[k]}` : name);
+    return parameter;
+  };
+  const result = resultOf(bodies);
+  const emitted = emitExpr(module, bodies, {
+    coordinate: (d) => `c${d}`,
+    array: (i) => inputs.array(i),
+    load: early,
+  });
+  return {
+    function: `fn element(${
+      [...shape.map((_, d) => `c${d}: i32`), ...parameters].join(", ")
+    }) -> ${result.type} {
+  ${emitted.code}
+  return ${result.pack(emitted.values)};
+}`,
+    loads: loads.join("\n  "),
+    values: [0, 1, 2, 3].map((k) => {
+      const coordinates = shape.map((_, d) => d === dim ? `c${d} + ${k}` : `c${d}`);
+      return `element(${[...coordinates, ...values.map((value) => value(k))].join(", ")})`;
+    }),
+  };
 }
 
 /** The program of a pointwise kernel in steps of four, or null where that does not fit. */
@@ -117,67 +192,30 @@ export function vectorWgsl(
 ): WgslProgram | null {
   const { shape, bodies } = space;
   const write: Write = { ...kernel.write, strides: space.write };
-  const whole = vectorInputs(space, write, aliases, bodies);
-  if (!whole) return null;
+  const last = shape.length - 1;
+  if (countOf(shape) < LEAST || !aligned(write.strides, write.offset, last)) return null;
+  if (write.slot !== undefined && !byFour(write.stride ?? 0)) return null;
   const module = new WgslModule(target, kernel.scalars);
   const outputs = bodies.map((_, k) => bindVectors(module, "output", k, kernel.output));
-  const inputs = new WgslInputs(module, kernel.inputs);
-  const vectors = new Map(aliases.map(([i, output]) => [i, outputs[output]]));
-  const rank = shape.length, last = rank - 1;
-
-  // Vector loads stand before the four values; each value gets its component as a parameter.
-  const loads: string[] = [], names: string[] = [], parameters: string[] = [];
-  const vectorLoad = (e: Load): string | null => {
-    if (!whole.has(e.input)) return null;
-    let vector = vectors.get(e.input);
-    if (!vector) {
-      vector = bindVectors(module, "input", e.input, kernel.inputs[e.input]);
-      vectors.set(e.input, vector);
-    }
-    const [name, parameter] = [module.name("l"), module.name("p")];
-    const coordinate = (d: number): string => `c${d}`;
-    const address = addressOf(e.strides, e.offset, coordinate);
-    if (e.bounds.length === 0) {
-      loads.push(`let ${name} = ${vector.load(address, kernel.inputs[e.input])};`);
-    } else {
-      const tests = e.bounds.map((b) => boundText(b, coordinate)).join(" && ");
-      loads.push(`var ${name} = vec4<${e.type}>(${literalOf(module, e.type, 0)});
-  if (${tests}) { ${name} = ${vector.load(address, kernel.inputs[e.input])}; }`);
-    }
-    names.push(name);
-    parameters.push(`${parameter}: ${e.type}`);
-    return parameter;
-  };
+  const own = new Map(aliases.map(([i, output]) => [i, outputs[output]]));
+  const fours = foursOf(module, space, last, kernel.inputs, own);
+  if (!fours) return null;
   const result = resultOf(bodies);
-  const emitted = emitExpr(module, bodies, {
-    coordinate: (d) => `c${d}`,
-    array: (i) => inputs.array(i),
-    load: vectorLoad,
-  });
   const place = addressOf(write.strides, write.offset, (d) => `c${d}`) + slotTerm(module, write);
-  const values = [0, 1, 2, 3].map((k) => {
-    const coordinates = shape.map((_, d) => d === last ? `c${d} + ${k}` : `c${d}`);
-    return `element(${[...coordinates, ...names.map((n) => `${n}.${"xyzw"[k]}`)].join(", ")})`;
-  });
   const count = countOf(shape);
   const points = count / 4;
   const size = Math.min(target.maxInvocations, target.software ? 64 : 256);
   const groups = dispatchOf(Math.ceil(points / size), target);
-  const code = `fn element(${
-    [...shape.map((_, d) => `c${d}: i32`), ...parameters].join(", ")
-  }) -> ${result.type} {
-  ${emitted.code}
-  return ${result.pack(emitted.values)};
-}
+  const code = `${fours.function}
 @compute @workgroup_size(${size})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   let at = id.x + id.y * ${module.parameter(groups[0] * size)};
   if (at >= ${module.parameter(points)}) { return; }
   let flat = at * 4u;
-  ${coordinatesOf(shape, 0, rank, "flat")}
-  ${loads.join("\n  ")}
+  ${coordinatesOf(shape, 0, shape.length, "flat")}
+  ${fours.loads}
   let address = ${place};
-  ${values.map((v, k) => `let v_${k} = ${v};`).join("\n  ")}
+  ${fours.values.map((v, k) => `let v_${k} = ${v};`).join("\n  ")}
   ${
     outputs.map((output, o) =>
       output.store("address", [0, 1, 2, 3].map((k) => result.part(`v_${k}`, o)))

@@ -4,15 +4,18 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   attach,
   checkpoint,
+  crossEntropy,
   customFunction,
   type Device,
   dropout,
   grad,
+  layerNorm,
   manualSeed,
   noGrad,
   normal,
   ones,
   read,
+  rmsNorm,
   type Tensor,
   tensor,
   uniform,
@@ -256,6 +259,42 @@ forEachDevice("engine: gradients add up; second derivatives; checkpoints", async
   assertEquals(await dy!.data(), new Float32Array([7]));
   void device;
 });
+
+forEachDevice(
+  "engine: second derivatives of what keeps forward's sums for its gradient",
+  async () => {
+    const shape = [3, 4];
+    const numbers = (phase: number) =>
+      Float32Array.from({ length: 12 }, (_, i) => Math.sin(1.7 * i + phase));
+    const [at, along, weights] = [numbers(1), numbers(2), tensor(numbers(9), { shape })];
+    const affine = tensor([0.5, 1.2, -0.7, 0.9]);
+    const functions: Record<string, (x: Variable) => Tensor> = {
+      layerNorm: (x) => layerNorm(x, affine, affine).mul(weights).sum(),
+      rmsNorm: (x) => rmsNorm(x, affine).mul(weights).sum(),
+      crossEntropy: (x) => crossEntropy(x, tensor([1, 3, 0], { dtype: "i32" })),
+    };
+    for (const [name, f] of Object.entries(functions)) {
+      const moved = (by: number) =>
+        new Variable(tensor(at.map((v, i) => v + by * along[i]), { shape }), {
+          requiresGrad: true,
+        });
+      const x = moved(0);
+      const [first] = grad(f(x), [x], { createGraph: true });
+      const [second] = grad(first!.mul(tensor(along, { shape })).sum(), [x]);
+      const [up, down] = await Promise.all([1, -1].map((sign) => {
+        const x = moved(sign / 256);
+        return grad(f(x), [x])[0]!.data();
+      }));
+      (await second!.data()).forEach((v, i) => {
+        const want = 128 * (up[i] - down[i]);
+        assert(
+          Math.abs(v - want) < 2e-3,
+          `${name}: element ${i} is ${v}, differences give ${want}`,
+        );
+      });
+    }
+  },
+);
 
 forEachDevice("engine: a frozen weight records no gradient", async (device: Device) => {
   const x = tensor([[1, 2], [3, 4]]);

@@ -1,7 +1,7 @@
 // Attention on webgpu, forward and backward, against the textbook formula in double precision: as for
 // the device at hand and as for a real GPU.
 import { attentionBackwardWgsl, attentionWgsl } from "../../core/ops/attention/wgsl.ts";
-import { close, element, gpuTest, type LabOperand, operand, runCall } from "./webgpu_lab.ts";
+import { close, element, gpuTest, kinds, type LabOperand, operand, runCall } from "./webgpu_lab.ts";
 
 interface Case {
   name: string;
@@ -215,20 +215,20 @@ for (const c of CASES) {
         }
       }
     }
-    for (const asGpu of [false, true]) {
+    for (const as of kinds) {
       const [gotOut, gotLse] = await runCall({
         wgsl: attentionWgsl,
         inputs: [q, k, v, ...mask],
         outputs: [{ shape: [c.b, c.tq, c.h, c.d] }, { shape: [c.b, c.h, c.tq] }],
         attrs: attrsOf(c),
         scalars: [keys],
-        asGpu,
+        as,
       });
       close(gotOut, out, 1e-5, "out");
       close(gotLse, lse, 1e-5, "lse");
 
       // With a mask there are more inputs than eight buffers hold: other kernels, or two for one.
-      for (const buffers of asGpu || c.masked ? [31, 8] : [31]) {
+      for (const buffers of as === "as on a GPU" || c.masked ? [31, 8] : [31]) {
         const limited = buffers === 8
           ? function attentionBackwardOnEightBuffers(
             ...[call, target]: Parameters<typeof attentionBackwardWgsl>
@@ -259,7 +259,7 @@ for (const c of CASES) {
           ],
           attrs: attrsOf(c),
           scalars: [keys],
-          asGpu,
+          as,
         });
         [dq, dk, dv].forEach((want, i) => close(got[i], want, 2e-5, ["dq", "dk", "dv"][i]));
       }

@@ -217,9 +217,11 @@ gpuTest("pointwise: more workgroups than one dimension of a dispatch has", async
 const SUMS: [string, number[], number, number[]][] = [
   ["short rows", [300, 5], 1, [5, 1]],
   ["rows", [100, 333], 1, [333, 1]],
+  ["rows in fours", [100, 332], 1, [332, 1]],
   ["few rows", [3, 777], 1, [777, 1]],
   ["columns", [400, 100], 1, [1, 400]],
   ["columns of a tall matrix", [10, 5000], 1, [1, 10]],
+  ["columns in fours", [12, 5000], 1, [1, 12]],
   ["all", [70000], 1, [1]],
   ["inner and outer", [7, 30, 11], 2, [11, 77, 1]],
   ["one term", [9, 1], 1, [1, 1]],

@@ -172,6 +172,18 @@ export function element(o: LabOperand, ...at: number[]): number {
   return o.values[at.reduce((s, c, d) => s + c * o.strides[d], o.offset)];
 }
 
+/** The device at hand, and others as generators see them. */
+export type Kind = "as here" | "without subgroups" | "as on a GPU";
+
+const KINDS: Record<Kind, Partial<WgslTarget>> = {
+  "as here": {},
+  "without subgroups": { subgroup: null },
+  "as on a GPU": { software: false },
+};
+
+/** All of them. */
+export const kinds: Kind[] = Object.keys(KINDS) as Kind[];
+
 /** A call to be run. */
 export interface LabCall {
   readonly wgsl: (call: CallKernel, target: WgslTarget) => WgslProgram;
@@ -180,13 +192,14 @@ export interface LabCall {
   readonly attrs?: CallKernel["attrs"];
   readonly scalars?: readonly number[];
   readonly epilogue?: { readonly body: Expr; readonly inputs: readonly LabOperand[] };
-  /** Generate as for a real GPU. */
-  readonly asGpu?: boolean;
+  /** What to generate for; default: the device at hand. */
+  readonly as?: Kind;
 }
 
 /** Runs a call (with i32 scalars) and gives its outputs. */
 export async function runCall(lab: LabCall): Promise<number[][]> {
   const device = found!;
+  const { as = "as here" } = lab;
   const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
   const outputs = lab.outputs.map(({ shape, dtype = "f32" }): Operand => ({
     dtype,
@@ -198,10 +211,10 @@ export async function runCall(lab: LabCall): Promise<number[][]> {
     kind: "call",
     label: lab.wgsl.name,
     op: {
-      name: `${lab.wgsl.name}${lab.asGpu ? " as on a gpu" : ""}`,
+      name: `${lab.wgsl.name} ${as}`,
       accepts: () => true,
       epilogue: true,
-      wgsl: (call, target) => lab.wgsl(call, lab.asGpu ? { ...target, software: false } : target),
+      wgsl: (call, target) => lab.wgsl(call, { ...target, ...KINDS[as] }),
       wasm: () => {
         throw new Error("not on webgpu");
       },

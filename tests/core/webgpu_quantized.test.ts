@@ -48,7 +48,7 @@ for (const [m, rows, columns, block] of SHAPES) {
           inputs: [x, words, scales],
           outputs: [{ shape: [m, n] }],
           attrs: { format, rows, columns, block, turned },
-          asGpu: true,
+          as: "as on a GPU",
         });
         close(got, want, 1e-5, turned ? "x W" : "x Wᵀ");
       }

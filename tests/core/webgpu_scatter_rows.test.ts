@@ -15,14 +15,14 @@ for (const [n, d, rows] of [[9, 6, 5], [40, 1, 70], [300, 132, 17], [3, 4, 1], [
         if (row < 0 || row >= rows) return;
         for (let c = 0; c < d; c++) want[row * d + c] += element(source, i, c);
       });
-      for (const asGpu of [false, true]) {
+      for (const as of ["as here", "as on a GPU"] as const) {
         const [got] = await runCall({
           wgsl: scatterRowsWgsl,
           inputs: [index, source],
           outputs: [{ shape: [rows, d] }],
-          asGpu,
+          as,
         });
-        close(got, want, 0, `offset ${offset}, ${asGpu ? "as on a GPU" : "as here"},`);
+        close(got, want, 0, `offset ${offset}, ${as},`);
       }
     }
   });

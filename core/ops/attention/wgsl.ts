@@ -16,11 +16,10 @@ import { forwardRows, keyGradientRows, queryGradientRows } from "./wgsl_rows.ts"
 // With fewer queries than this, a block of them would be mostly empty.
 const FEW_QUERIES = 5;
 
-// Up to this depth a software device holds rows in registers. Deeper ones are no faster there.
-const MOST_HELD = 64;
-
+// A software device holds rows in registers up to a depth: beyond, that takes too long to compile, or
+// is no faster. Lanes that share out what they load hold more.
 function byRows(call: CallKernel, target: WgslTarget): boolean {
-  return target.software && call.inputs[0].shape[3] <= MOST_HELD;
+  return target.software && call.inputs[0].shape[3] <= (target.subgroup ? 256 : 64);
 }
 
 /** The program of attention: q, k, v, (mask) → out [B, Tq, H, D], log-sum-exp [B, H, Tq]. */

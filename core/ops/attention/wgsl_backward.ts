@@ -13,16 +13,13 @@ import {
   BLOCK,
   type BlockSide,
   dot,
-  maskFunctions,
+  gradientInputs,
   ROWS,
-  type Rows,
-  rowsOf,
   SIZE,
   sizesOf,
   storeRows,
   storeWeights,
   TILES,
-  vectorFunction,
 } from "./wgsl_blocks.ts";
 
 const each = (text: (r: number) => string): string => ROWS.map(text).join("\n        ");
@@ -32,7 +29,7 @@ export function queryGradientPass(call: CallKernel, target: WgslTarget): WgslPas
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, chunks, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const { q, k, v, dout: d, code: functions } = inputsOf(module, call, true);
+  const { q, k, v, dout: d, code: functions } = gradientInputs(module, call, sizes, true);
   const out = module.array({ kind: "output", index: 0 }, "f32", "write");
   const tiles = Math.ceil(queries / BLOCK);
   const count = batch * heads * tiles;
@@ -96,7 +93,7 @@ export function keyGradientPass(
   const sizes = sizesOf(call);
   const { batch, keyHeads, group, queries, keys, depth, chunks, scale, causal, window } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const { q, k, v, dout: d, code: functions } = inputsOf(module, call, dk);
+  const { q, k, v, dout: d, code: functions } = gradientInputs(module, call, sizes, dk);
   const outK = dk ? module.array({ kind: "output", index: 1 }, "f32", "write") : null;
   const outV = dv ? module.array({ kind: "output", index: 2 }, "f32", "write") : null;
   const tiles = Math.ceil(keys / BLOCK);
@@ -174,32 +171,4 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 }`;
   const products = 2 + (dk ? 4 : 0) + (dv ? 2 : 0);
   return module.pass(code, groups, products * batch * keyHeads * group * queries * keys * depth);
-}
-
-interface Inputs {
-  readonly q: Rows;
-  readonly k: Rows;
-  readonly v: Rows;
-  readonly dout: Rows;
-  readonly code: string;
-}
-
-// Access to the inputs: q, k, v, (mask), dout, lse, delta. Without scores, v and delta are not bound.
-function inputsOf(module: WgslModule, call: CallKernel, scores: boolean): Inputs {
-  const sizes = sizesOf(call);
-  const after = sizes.masked ? 4 : 3;
-  const q = rowsOf(module, call, 0, "q");
-  const k = rowsOf(module, call, 1, "k");
-  const dout = rowsOf(module, call, after, "dout");
-  const v = scores ? rowsOf(module, call, 2, "v") : { name: "v", code: "", vectors: false };
-  const code = [
-    q.code,
-    k.code,
-    v.code,
-    dout.code,
-    vectorFunction(module, call.inputs[after + 1], after + 1, "lse"),
-    scores ? vectorFunction(module, call.inputs[after + 2], after + 2, "delta") : "",
-    maskFunctions(module, call, sizes),
-  ].join("\n");
-  return { q, k, v, dout, code };
 }

@@ -104,7 +104,7 @@ fn ${name}_at(base: i32, t: i32, d: i32) -> f32 {
 }
 
 /** Binds input `index`, a [B, H, T] array, and returns the function `NAME_at(b, h, t)`. */
-export function vectorFunction(
+function vectorFunction(
   module: WgslModule,
   operand: Operand,
   index: number,
@@ -145,6 +145,42 @@ fn may(b: i32, h: i32, row: i32, key: i32) -> bool {
   if (row >= ${queries} || key < first_key(row) || key >= end_key(row)) { return false; }
   return allowed(b, h, row, key);
 }`;
+}
+
+/** What the gradient reads: its rows, and the functions that read them, lse, delta and the mask. */
+export interface GradientInputs {
+  readonly q: Rows;
+  readonly k: Rows;
+  readonly v: Rows;
+  readonly dout: Rows;
+  readonly code: string;
+}
+
+/**
+ * Binds the gradient's inputs: q, k, v, (mask), dout, lse, delta. Where no scores' gradient is wanted,
+ * v and delta are left out.
+ */
+export function gradientInputs(
+  module: WgslModule,
+  call: CallKernel,
+  sizes: Sizes,
+  scores: boolean,
+): GradientInputs {
+  const after = sizes.masked ? 4 : 3;
+  const q = rowsOf(module, call, 0, "q");
+  const k = rowsOf(module, call, 1, "k");
+  const dout = rowsOf(module, call, after, "dout");
+  const v = scores ? rowsOf(module, call, 2, "v") : { name: "v", code: "", vectors: false };
+  const code = [
+    q.code,
+    k.code,
+    v.code,
+    dout.code,
+    vectorFunction(module, call.inputs[after + 1], after + 1, "lse"),
+    scores ? vectorFunction(module, call.inputs[after + 2], after + 2, "delta") : "",
+    maskFunctions(module, call, sizes),
+  ].join("\n");
+  return { q, k, v, dout, code };
 }
 
 /** Workgroup memory of the blocks. */

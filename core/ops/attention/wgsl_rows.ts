@@ -6,18 +6,15 @@
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { dispatchOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
+import { dispatchOf, lanesOf, WgslModule, type WgslPass, type WgslTarget } from "../../wgsl.ts";
 import {
+  gradientInputs,
   maskFunctions,
   type Rows,
   rowsOf,
   type Sizes,
   sizesOf,
-  vectorFunction,
 } from "./wgsl_blocks.ts";
-
-// Invocations of a workgroup: the driver's vector width.
-const LANES = 8;
 
 /** The forward pass: q, k, v, (mask) → out, log-sum-exp. */
 export function forwardRows(call: CallKernel, target: WgslTarget): WgslPass {
@@ -27,7 +24,7 @@ export function forwardRows(call: CallKernel, target: WgslTarget): WgslPass {
   const [q, k, v] = ["q", "k", "v"].map((name, i) => rowsOf(module, call, i, name));
   const lse = module.array({ kind: "output", index: 1 }, "f32", "write");
   const text = new RowText(module, depth, queries, heads, batch);
-  const code = `${text.functions([q, k, v])}
+  const code = `${[q, k, v].map((rows) => rows.code).join("\n")}
 ${maskFunctions(module, call, sizes)}
 ${text.start}
   let base_q = q_base(b, h);
@@ -40,7 +37,7 @@ ${text.start}
   var top = -1e30;
   var sum = 0.0;
   ${text.zeros("o")}
-  let end = end_key(min(row0 + ${LANES - 1}, ${queries - 1}));
+  let end = end_key(min(row0 + ${text.lanes - 1}, ${queries - 1}));
   for (var key = first_key(row0); key < end; key++) {
     let ok = ${takesPart(sizes, "h", "row", "key")};
     ${text.row(k, "key", "k")}
@@ -70,14 +67,9 @@ export function queryGradientRows(call: CallKernel, target: WgslTarget): WgslPas
   const sizes = sizesOf(call);
   const { batch, heads, group, queries, keys, depth, scale } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const after = sizes.masked ? 4 : 3;
-  const [q, k, v] = ["q", "k", "v"].map((name, i) => rowsOf(module, call, i, name));
-  const dout = rowsOf(module, call, after, "dout");
+  const { q, k, v, dout, code: functions } = gradientInputs(module, call, sizes, true);
   const text = new RowText(module, depth, queries, heads, batch);
-  const code = `${text.functions([q, k, v, dout])}
-${vectorFunction(module, call.inputs[after + 1], after + 1, "lse")}
-${vectorFunction(module, call.inputs[after + 2], after + 2, "delta")}
-${maskFunctions(module, call, sizes)}
+  const code = `${functions}
 ${text.start}
   let base_q = q_base(b, h);
   let base_dout = dout_base(b, h);
@@ -89,7 +81,7 @@ ${text.start}
   let first = first_key(row);
   let last = end_key(row);
   ${text.zeros("g")}
-  let end = end_key(min(row0 + ${LANES - 1}, ${queries - 1}));
+  let end = end_key(min(row0 + ${text.lanes - 1}, ${queries - 1}));
   for (var key = first_key(row0); key < end; key++) {
     let ok = ${takesPart(sizes, "h", "row", "key")};
     ${text.row(k, "key", "k")}
@@ -114,28 +106,20 @@ export function keyGradientRows(
   const sizes = sizesOf(call);
   const { batch, keyHeads, group, queries, keys, depth, scale, causal, window } = sizes;
   const module = new WgslModule(target, call.scalars);
-  const after = sizes.masked ? 4 : 3;
-  const q = rowsOf(module, call, 0, "q");
-  const k = rowsOf(module, call, 1, "k");
-  // dv alone needs neither v nor delta.
-  const v = dk ? rowsOf(module, call, 2, "v") : null;
-  const dout = rowsOf(module, call, after, "dout");
+  const { q, k, v, dout, code: functions } = gradientInputs(module, call, sizes, dk);
   const text = new RowText(module, depth, keys, keyHeads, batch);
   const shift = `(${module.scalar(0)} - ${queries})`;
-  const code = `${text.functions([q, k, ...v ? [v] : [], dout])}
-${vectorFunction(module, call.inputs[after + 1], after + 1, "lse")}
-${dk ? vectorFunction(module, call.inputs[after + 2], after + 2, "delta") : ""}
-${maskFunctions(module, call, sizes)}
+  const code = `${functions}
 ${text.start}
   let base_k = k_base(b, h);
-  ${v ? "let base_v = v_base(b, h);" : ""}
-  ${v ? text.ownRow([k, "k"], [v, "v"]) : text.ownRow([k, "k"])}
+  ${dk ? "let base_v = v_base(b, h);" : ""}
+  ${dk ? text.ownRow([k, "k"], [v, "v"]) : text.ownRow([k, "k"])}
   ${dk ? text.zeros("gk") : ""}
   ${dv ? text.zeros("gv") : ""}
   // The queries that see some key of the workgroup.
   let first_query = ${causal ? `max(0, row0 - ${shift})` : "0"};
   var end_query = ${
-    window > 0 ? `min(${queries}, row0 + ${LANES - 1 + window} - ${shift})` : `${queries}`
+    window > 0 ? `min(${queries}, row0 + ${text.lanes - 1 + window} - ${shift})` : `${queries}`
   };
   if (row0 >= limit()) { end_query = 0; }
   for (var head = h * ${group}; head < (h + 1) * ${group}; head++) {
@@ -180,9 +164,11 @@ function takesPart(sizes: Sizes, head: string, query: string, key: string): stri
 /** Text over rows of `depth`; vector i of the row NAME is the register NAMEi. */
 class RowText {
   readonly groups: [number, number, number];
+  /** Rows of a workgroup, one an invocation. */
+  readonly lanes: number;
   /**
-   * The entry point's begin: b, h and the workgroup's first row, row0; `line` is the invocation's row,
-   * and `row` the same or, past the end, the last one.
+   * The function `vectors()`, how many hold a row, and the entry point's begin: b, h and the workgroup's
+   * first row, row0; `line` is the invocation's row, and `row` the same or, past the end, the last one.
    */
   readonly start: string;
   readonly #module: WgslModule;
@@ -195,30 +181,27 @@ class RowText {
     this.#depth = depth;
     this.#vectors = Math.ceil(depth / 4);
     this.#origin = `(b * ${rows} + row) * ${heads} + h`;
-    const tiles = Math.ceil(rows / LANES);
+    this.lanes = lanesOf(module.target);
+    const tiles = Math.ceil(rows / this.lanes);
     const count = batch * heads * tiles;
     this.groups = dispatchOf(count, module.target);
-    this.start = `@compute @workgroup_size(${LANES})
+    // At least one key takes part. A driver that knew the number would write out the loops up to it.
+    this.start = `fn vectors() -> i32 { return select(0, ${this.#vectors}, ${
+      module.scalar(0)
+    } > 0); }
+@compute @workgroup_size(${this.lanes})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let index = id.x + id.y * ${this.groups[0]}u;
   if (index >= ${count}u) { return; }
   let b = i32(index / ${heads * tiles}u);
   let h = i32((index / ${tiles}u) % ${heads}u);
-  let row0 = i32(index % ${tiles}u) * ${LANES};
+  let row0 = i32(index % ${tiles}u) * ${this.lanes};
   let line = row0 + i32(lane);
   let row = min(line, ${rows - 1});`;
   }
 
   each(text: (i: number) => string): string {
     return Array.from({ length: this.#vectors }, (_, i) => text(i)).join("\n    ");
-  }
-
-  /** The functions that read `inputs`, and `vectors()`, how many hold a row. */
-  functions(inputs: readonly Rows[]): string {
-    // At least one key takes part. A driver that knew the number would write out the loops up to it.
-    const keys = this.#module.scalar(0);
-    return `fn vectors() -> i32 { return select(0, ${this.#vectors}, ${keys} > 0); }
-${inputs.map(({ code }) => code).join("\n")}`;
   }
 
   zeros(name: string): string {
@@ -232,9 +215,22 @@ ${inputs.map(({ code }) => code).join("\n")}`;
     let ${name} = (${name}_4.x + ${name}_4.y) + (${name}_4.z + ${name}_4.w);`;
   }
 
-  /** Declares the registers of a row and reads it. */
+  /**
+   * Declares the registers of a row of the other side and reads it. It is the same for all lanes, so
+   * they share out its vectors where they can tell each other.
+   */
   row(rows: Rows, at: string, name: string): string {
-    return this.each((i) => `let ${name}${i} = ${this.#vector(rows, at, `${4 * i}`)};`);
+    const { lanes } = this;
+    if (!this.#module.target.subgroup) {
+      return this.each((i) => `let ${name}${i} = ${this.#vector(rows, at, `${4 * i}`)};`);
+    }
+    const loads = Array.from({ length: Math.ceil(this.#vectors / lanes) }, (_, g) => {
+      const vector = `min(i32(lane) + ${g * lanes}, ${this.#vectors - 1})`;
+      return `let ${name}_${g} = ${this.#vector(rows, at, `4 * ${vector}`)};`;
+    });
+    const own = (i: number): string => `${name}_${Math.floor(i / lanes)}`;
+    return `${loads.join("\n    ")}
+    ${this.each((i) => `let ${name}${i} = ${this.#module.broadcast(own(i), i % lanes)};`)}`;
   }
 
   /**

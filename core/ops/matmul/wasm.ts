@@ -35,11 +35,11 @@ import { type Batch, matrixOf, type Product } from "./product.ts";
 
 /** Depth of a block: a panel of b of this depth stays in the first-level cache. */
 const DEPTH = 384;
-/** Rows and columns that one unit computes. */
-const ROWS = 60;
+/** Rows and columns that one unit computes: few rows, so that no thread waits long for the last one. */
+const ROWS = 30;
 const COLUMNS = 512;
 /** Units there should be at least, where the columns allow. */
-const UNITS = 16;
+const UNITS = 32;
 /** Bytes of packed b at a time, of so many columns at least. */
 const PACKED = 4 << 20;
 /** Up to so many rows are multiplied without packing. */

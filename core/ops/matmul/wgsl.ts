@@ -8,12 +8,13 @@
 
 import { bytesOf } from "../../dtype.ts";
 import { apply, type Expr } from "../../expr.ts";
-import type { CallKernel, Operand } from "../../kernel.ts";
+import { type CallKernel, epilogueLoop, type Operand } from "../../kernel.ts";
 import {
   contiguousStrides,
   countOf,
   dispatchOf,
   epilogueFunction,
+  pointwiseWgsl,
   reductionWgsl,
   WgslInputs,
   WgslModule,
@@ -40,11 +41,18 @@ export function matmulWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
 
 /** The program of `product` in tiles: the sides may be read in ways of their own. */
 export function tiled(product: Product, call: CallKernel, target: WgslTarget): WgslProgram {
-  const { pass, chunks, split } = target.software
-    ? registerTile(product, call, target)
+  // A software device takes long to compile an epilogue in a tile; apart it is computed in vectors.
+  const [output] = call.outputs;
+  const apart = target.software && output.dtype === "f32" ? call.epilogue : null;
+  const { pass, chunks } = target.software
+    ? registerTile(product, apart ? { ...call, epilogue: null } : call, target)
     : sharedTile(product, call, target);
-  if (!split) return { passes: [pass], workspace: 0 };
-  const count = countOf(call.outputs[0].shape);
+  if (chunks === 1) {
+    const after = apart ? epilogueLoop(call, apart) : null;
+    const passes = after ? pointwiseWgsl(after, [[after.inPlace!, 0]], target).passes : [];
+    return { passes: [pass, ...passes], workspace: 0 };
+  }
+  const count = countOf(output.shape);
   return { passes: [pass, sumOfChunks(call, chunks, target)], workspace: 4 * chunks * count };
 }
 

@@ -13,8 +13,9 @@ import {
   epilogueFunction,
   type WgslArray,
   WgslInputs,
-  type WgslModule,
+  WgslModule,
   type WgslPass,
+  type WgslTarget,
 } from "../../wgsl.ts";
 
 /** One operand as a matrix for each batch element. */
@@ -88,7 +89,7 @@ export function productOf(call: CallKernel): Product {
  * outer)` say where a line along K begins; `NAME_at(line, inner)` gives one element of it; `NAME_vec`,
  * where the side has vectors, the four from there on.
  */
-export function sideFunctions(
+function sideFunctions(
   module: WgslModule,
   side: Side,
   index: number,
@@ -145,7 +146,7 @@ export interface Sink {
 }
 
 /** The sink of `product`; where `split`, results go to the workspace of chunk `chunk`. */
-export function sinkOf(
+function sinkOf(
   module: WgslModule,
   product: Product,
   call: CallKernel,
@@ -185,13 +186,28 @@ export function sinkOf(
   return { code: epilogue, origin, vectors: false, store, vector: store };
 }
 
+/** What a tiled kernel begins with: its module, the functions of both sides and of the store, the sink. */
+export function beginTile(
+  product: Product,
+  call: CallKernel,
+  target: WgslTarget,
+  split: boolean,
+): { module: WgslModule; functions: string; sink: Sink } {
+  const module = new WgslModule(target, call.scalars);
+  const a = sideFunctions(module, product.a, 0, "a", product.batch);
+  const b = sideFunctions(module, product.b, 1, "b", product.batch);
+  const sink = sinkOf(module, product, call, split);
+  return { module, functions: [a, b, sink.code].join("\n"), sink };
+}
+
 /** A pass over tiles. */
 export interface TiledPass {
   readonly pass: WgslPass;
-  /** Into how many chunks it cuts K. */
+  /**
+   * Into how many chunks it cuts K. Where there are several it leaves them in the workspace, for a pass
+   * that adds them and applies the epilogue.
+   */
   readonly chunks: number;
-  /** Whether it leaves the chunks in the workspace, for a pass that adds them and applies the epilogue. */
-  readonly split: boolean;
 }
 
 /**

@@ -1,27 +1,32 @@
 /**
  * The product on a software device: each invocation holds a tile of C in registers and reads A and B
- * straight from memory, which its caches serve. Sizes and strides are parameters: products of one
- * structure (layouts, tile, whether tiles are whole) share a pipeline.
+ * straight from memory, which its caches serve. There a load costs what a dozen multiplications do,
+ * and what all lanes load alike costs as much as what each loads for itself: so lanes share out the
+ * loads of the lines that they have in common, and tell each other.
+ *
+ * Sizes and strides are parameters: products of one structure (layouts, tile, whether tiles are whole)
+ * share a pipeline.
  *
  * @module
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { countOf, dispatchOf, WgslModule, type WgslTarget } from "../../wgsl.ts";
 import {
-  type Product,
-  type Side,
-  sideFunctions,
-  sinkOf,
-  storeTile,
-  type TiledPass,
-} from "./wgsl_product.ts";
+  countOf,
+  dispatchOf,
+  lanesOf,
+  powerAbove,
+  type WgslModule,
+  type WgslTarget,
+} from "../../wgsl.ts";
+import { beginTile, type Product, type Side, storeTile, type TiledPass } from "./wgsl_product.ts";
 
-// Invocations of a workgroup: the driver's vector width, so that the rows of A are the same for all.
-const LANES = 8;
+// Lines of the side that all lanes have in common; more of them take longer to compile and are no
+// faster. Where each lane loads them all, they are half as many.
+const MOST_LINES = 32;
 
-// Multiplications from which on a product counts as large.
-const LARGE = 2 ** 29;
+const COMPONENTS = ["x", "y", "z", "w"] as const;
+const STEPS = [0, 1, 2, 3] as const;
 
 /** The pass. */
 export function registerTile(
@@ -29,136 +34,175 @@ export function registerTile(
   call: CallKernel,
   target: WgslTarget,
 ): TiledPass {
-  const { m, n, k, a, b, batch } = product;
-  // Few columns: the lanes go along the rows instead.
-  const tall = n <= 16 && m > n;
-  // A larger tile reads less and takes longer to compile: it has to be worth it.
-  const large = m >= 64 && n >= 128 && countOf(batch) * m * n * k >= LARGE;
-  const rows = tall ? Math.min(4, m) : m >= 8 ? 8 : m >= 4 ? 4 : m;
-  const vectors = large ? 4 : n > 32 || tall && n > 4 ? 2 : 1;
-  const [blockM, blockN] = tall ? [rows * LANES, vectors * 4] : [rows, vectors * 4 * LANES];
+  const { m, n, k, batch } = product;
+  const lanes = lanesOf(target);
+  // Each lane has four columns of its own, and all have the same rows; with few columns the other way.
+  const turned = n <= 16 && m > n;
+  const most = target.subgroup ? MOST_LINES : MOST_LINES / 2;
+  const lines = Math.min(most, Math.max(powerAbove(turned ? n : m), turned ? 4 : 1));
+  const [blockM, blockN] = turned ? [4 * lanes, lines] : [lines, 4 * lanes];
   const tilesM = Math.ceil(m / blockM), tilesN = Math.ceil(n / blockN);
   const batches = countOf(batch);
   const tiles = batches * tilesM * tilesN;
   const chunks = tiles >= 8 ? 1 : Math.max(1, Math.min(Math.ceil(8 / tiles), Math.floor(k / 256)));
   const length = Math.ceil(k / chunks / 4) * 4;
 
-  const module = new WgslModule(target, call.scalars);
-  const functions = [
-    sideFunctions(module, a, 0, "a", batch),
-    sideFunctions(module, b, 1, "b", batch),
-  ];
-  // A large tile's epilogue would take the driver many times as long to compile as the tile itself.
-  const split = chunks > 1 || (rows * vectors >= 8 && call.epilogue !== null);
-  const sink = sinkOf(module, product, call, split);
-  const acc = (i: number, j: number): string => `c${i}_${j}`;
-  // Variables that say where the lines of A's rows and B's columns begin.
-  const row = (i: number): string => `r${i}`;
-  const column = (j: number, c = 0): string => `n${j}_${c}`;
-
-  // Four steps of k at once: values of A are named aI_K (row, step), vectors of B bK_J.
-  const step4: string[] = [];
-  const component = "xyzw";
-  const left: string[][] = [];
-  const alongRows = a.vectors === "outer" && rows % 4 === 0;
-  for (let i = 0; i < rows; i++) {
-    left.push([]);
-    if (alongRows) {
-      for (let s = 0; s < 4; s++) {
-        const name = `a${i >> 2}_${s}`;
-        if (i % 4 === 0) step4.push(`let ${name} = a_vec(${row(i)}, k + ${s}u);`);
-        left[i].push(`${name}.${component[i % 4]}`);
-      }
-    } else if (a.vectors === "inner") {
-      step4.push(`let a${i} = a_vec(${row(i)}, k);`);
-      for (let s = 0; s < 4; s++) left[i].push(`a${i}.${component[s]}`);
-    } else {
-      for (let s = 0; s < 4; s++) {
-        step4.push(`let a${i}_${s} = a_at(${row(i)}, k + ${s}u);`);
-        left[i].push(`a${i}_${s}`);
-      }
-    }
-  }
-  for (let j = 0; j < vectors; j++) {
-    if (b.vectors === "inner") {
-      for (let c = 0; c < 4; c++) step4.push(`let t${j}_${c} = b_vec(${column(j, c)}, k);`);
-      for (let s = 0; s < 4; s++) {
-        const parts = [0, 1, 2, 3].map((c) => `t${j}_${c}.${component[s]}`);
-        step4.push(`let b${s}_${j} = vec4<f32>(${parts.join(", ")});`);
-      }
-    } else {
-      for (let s = 0; s < 4; s++) {
-        step4.push(`let b${s}_${j} = ${rightVector(b, column, j, `k + ${s}u`)};`);
-      }
-    }
-  }
-  for (let s = 0; s < 4; s++) {
-    for (let i = 0; i < rows; i++) {
-      for (let j = 0; j < vectors; j++) {
-        step4.push(`${acc(i, j)} += ${left[i][s]} * b${s}_${j};`);
-      }
-    }
-  }
-  const step1: string[] = [];
-  for (let j = 0; j < vectors; j++) {
-    step1.push(`let b${j} = ${rightVector(b, column, j, "k")};`);
-  }
-  for (let i = 0; i < rows; i++) {
-    step1.push(`let a${i} = a_at(${row(i)}, k);`);
-    for (let j = 0; j < vectors; j++) step1.push(`${acc(i, j)} += a${i} * b${j};`);
-  }
-
-  const declarations: string[] = [];
-  for (let i = 0; i < rows; i++) {
-    // Rows past the end repeat the last ones; they are not stored. Vectors of rows stay aligned.
-    const last = `m - ${alongRows ? 4 - i % 4 : 1}u`;
-    declarations.push(`let ${row(i)} = a_line(base_a, min(row0 + ${i}u, ${last}));`);
-    for (let j = 0; j < vectors; j++) declarations.push(`var ${acc(i, j)} = vec4<f32>();`);
-  }
-  for (let j = 0; j < vectors; j++) {
-    const first = j * (tall ? 4 : 4 * LANES);
-    for (let c = 0; c < (b.vectors === "outer" ? 1 : 4); c++) {
-      const last = `n - ${b.vectors === "outer" ? 4 : 1}u`;
-      declarations.push(
-        `let ${column(j, c)} = b_line(base_b, min(column0 + ${first + c}u, ${last}));`,
-      );
-    }
-  }
+  const { module, functions, sink } = beginTile(product, call, target, chunks > 1);
+  const [common, own] = turned
+    ? [commonLines("b", product.b, lines, module), ownLines("a", product.a)]
+    : [commonLines("a", product.a, lines, module), ownLines("b", product.b)];
+  const acc = (i: number): string => `c${i}`;
+  const all = Array.from({ length: lines }, (_, i) => i);
+  // A line's accumulator stays in a register for four steps.
+  const step4 = all.flatMap((i) =>
+    STEPS.map((s) => `${acc(i)} += ${common.value4(i, s)} * ${own.value4(s)};`)
+  );
+  const step1 = all.map((i) => `${acc(i)} += ${common.value1(i)} * ${own.value1};`);
+  // The row of C that lies in the four accumulators from 4 j on as component i, where it is turned.
+  const across = (i: number, j: number): string =>
+    `vec4<f32>(${STEPS.map((c) => `${acc(4 * j + c)}.${COMPONENTS[i]}`).join(", ")})`;
   const { places, groups } = placesOf(module, [tilesM, tilesN, batches, chunks], target);
-  const code = `${functions.join("\n")}
-${sink.code}
-@compute @workgroup_size(${LANES})
+  const code = `${functions}
+@compute @workgroup_size(${lanes})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   ${places}
   let m = ${module.parameter(m)};
   let n = ${module.parameter(n)};
-  let row0 = tile_m * ${blockM}u${tall ? ` + lane * ${rows}u` : ""};
-  let column0 = tile_n * ${blockN}u${tall ? "" : " + lane * 4u"};
+  let row0 = tile_m * ${blockM}u${turned ? ` + lane * 4u` : ""};
+  let column0 = tile_n * ${blockN}u${turned ? "" : " + lane * 4u"};
   let base_a = a_base(batch);
   let base_b = b_base(batch);
-  ${declarations.join("\n  ")}
+  ${turned ? own.starts("row0", "m") : common.starts("row0", "m")}
+  ${turned ? common.starts("column0", "n") : own.starts("column0", "n")}
+  ${all.map((i) => `var ${acc(i)} = vec4<f32>();`).join("\n  ")}
   let length = ${module.parameter(length)};
   var k = chunk * length;
   let end = min(k + length, ${module.parameter(k)});
   for (; k + 4u <= end; k += 4u) {
-    ${step4.join("\n    ")}
+    ${[...common.load4, ...own.load4, ...step4].join("\n    ")}
   }
-  ${k % 4 === 0 ? "" : `for (; k < end; k++) {\n    ${step1.join("\n    ")}\n  }`}
+  ${
+    k % 4 === 0 ? "" : `for (; k < end; k++) {
+    ${[...common.load1, ...own.load1, ...step1].join("\n    ")}
+  }`
+  }
   ${
     storeTile(
       sink,
       "m",
       "n",
-      rows,
-      vectors,
-      acc,
+      turned ? 4 : lines,
+      turned ? lines / 4 : 1,
+      turned ? across : acc,
       (i) => `row0 + ${i}`,
-      (j) => `column0 + ${j} * ${tall ? 4 : 4 * LANES}u`,
+      (j) => `column0 + ${j} * 4u`,
       m % blockM === 0 && n % blockN === 0,
     )
   }
 }`;
-  return { pass: module.pass(code, groups, 2 * batches * m * n * k), chunks, split };
+  return { pass: module.pass(code, groups, 2 * batches * m * n * k), chunks };
+}
+
+/** How a side is read in the kernel: statements, and the expressions that they make. */
+interface Reading {
+  /** Says where the lines from `first` on begin; those past the last of `size` repeat others. */
+  readonly starts: (first: string, size: string) => string;
+  /** Loads for four steps of k, and for one. */
+  readonly load4: readonly string[];
+  readonly load1: readonly string[];
+}
+
+/** Lines that all lanes have in common: `value4(i, s)` is line i at k + s, a number. */
+function commonLines(
+  name: string,
+  side: Side,
+  lines: number,
+  module: WgslModule,
+): Reading & { value4: (i: number, s: number) => string; value1: (i: number) => string } {
+  // Part e of what is to be read is read by lane e % fellows, as its load number e / fellows; without
+  // subgroups each lane is on its own.
+  const { subgroup } = module.target;
+  const fellows = subgroup ? subgroup.size : 1;
+  const lane = (parts: number): string => subgroup ? `lane % ${parts}u` : "0u";
+  const load = (e: number): number => Math.floor(e / fellows);
+  const told = (value: string, e: number): string =>
+    subgroup ? module.broadcast(value, e % fellows) : value;
+  const loads = (parts: number): number[] =>
+    Array.from({ length: Math.ceil(parts / fellows) }, (_, g) => g);
+  const start = (first: string, part: string, wide: number, size: string): string =>
+    `${name}_line(base_${name}, min(${first} + (${part}) * ${wide}u, ${size} - ${wide}u));`;
+  const single: ReturnType<typeof commonLines> = {
+    starts: (first, size) =>
+      loads(lines).map((g) =>
+        `let l${g} = ${start(first, `${lane(lines)} + ${g * fellows}u`, 1, size)}`
+      ).join("\n  "),
+    load4: loads(lines).flatMap((g) =>
+      STEPS.map((s) => `let h${g}_${s} = ${name}_at(l${g}, k + ${s}u);`)
+    ),
+    value4: (i, s) => told(`h${load(i)}_${s}`, i),
+    load1: loads(lines).map((g) => `let h${g} = ${name}_at(l${g}, k);`),
+    value1: (i) => told(`h${load(i)}`, i),
+  };
+  if (side.vectors === "inner") {
+    return {
+      ...single,
+      load4: loads(lines).map((g) => `let h${g} = ${name}_vec(l${g}, k);`),
+      value4: (i, s) => told(`h${load(i)}.${COMPONENTS[s]}`, i),
+    };
+  }
+  if (side.vectors !== "outer" || lines < 4) return single;
+  // A part is four lines at one step: part e the four from 4 (e % quads) on, at step e / quads.
+  const quads = lines / 4;
+  const turns = Math.max(1, quads / fellows);
+  const step = (g: number): string => {
+    const first = `${Math.floor(g * fellows / quads)}u`;
+    return fellows > quads ? `(lane / ${quads}u + ${first}) % 4u` : first;
+  };
+  return {
+    ...single,
+    starts: (first, size) => {
+      const vectors = loads(turns * fellows).map((g) =>
+        `let q${g} = ${start(first, `${lane(quads)} + ${g * fellows}u`, 4, size)}`
+      );
+      return [single.starts(first, size), ...vectors].join("\n  ");
+    },
+    load4: loads(lines).map((g) => `let h${g} = ${name}_vec(q${g % turns}, k + ${step(g)});`),
+    value4: (i, s) => {
+      const e = s * quads + (i >> 2);
+      return told(`h${load(e)}.${COMPONENTS[i & 3]}`, e);
+    },
+  };
+}
+
+/** Four lines for each lane: `value4(s)` is the four at k + s. */
+function ownLines(
+  name: string,
+  side: Side,
+): Reading & { value4: (s: number) => string; value1: string } {
+  const whole = side.vectors === "outer";
+  const at = (k: string): string =>
+    whole
+      ? `${name}_vec(o0, ${k})`
+      : `vec4<f32>(${STEPS.map((c) => `${name}_at(o${c}, ${k})`).join(", ")})`;
+  return {
+    starts: (first, size) =>
+      (whole ? [0] : STEPS).map((c) =>
+        `let o${c} = ${name}_line(base_${name}, min(${first} + ${c}u, ${size} - ${
+          whole ? 4 : 1
+        }u));`
+      ).join("\n  "),
+    load4: side.vectors === "inner"
+      ? [
+        ...STEPS.map((c) => `let t${c} = ${name}_vec(o${c}, k);`),
+        ...STEPS.map((s) =>
+          `let v${s} = vec4<f32>(${STEPS.map((c) => `t${c}.${COMPONENTS[s]}`).join(", ")});`
+        ),
+      ]
+      : STEPS.map((s) => `let v${s} = ${at(`k + ${s}u`)};`),
+    load1: [`let v = ${at("k")};`],
+    value4: (s) => `v${s}`,
+    value1: "v",
+  };
 }
 
 // Statements that say which tile, batch element and chunk a workgroup is for, and the workgroups.
@@ -193,16 +237,4 @@ function placesOf(
   let chunk = group / ${size.n} / ${size.m} % ${each};`,
     groups,
   };
-}
-
-// Four columns of B at one k.
-function rightVector(
-  b: Side,
-  column: (j: number, c?: number) => string,
-  j: number,
-  k: string,
-): string {
-  if (b.vectors === "outer") return `b_vec(${column(j)}, ${k})`;
-  const parts = [0, 1, 2, 3].map((c) => `b_at(${column(j, c)}, ${k})`);
-  return `vec4<f32>(${parts.join(", ")})`;
 }

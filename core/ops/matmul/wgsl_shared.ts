@@ -6,15 +6,8 @@
  */
 
 import type { CallKernel } from "../../kernel.ts";
-import { countOf, dispatchOf, WgslModule, type WgslTarget } from "../../wgsl.ts";
-import {
-  type Product,
-  type Side,
-  sideFunctions,
-  sinkOf,
-  storeTile,
-  type TiledPass,
-} from "./wgsl_product.ts";
+import { countOf, dispatchOf, type WgslTarget } from "../../wgsl.ts";
+import { beginTile, type Product, type Side, storeTile, type TiledPass } from "./wgsl_product.ts";
 
 /** The tile of a workgroup, and of an invocation. */
 interface Tiling {
@@ -66,12 +59,7 @@ export function sharedTile(
     : Math.max(1, Math.min(Math.ceil(2 * BUSY / tiles), Math.floor(k / 256), 64));
   const length = Math.ceil(k / chunks / blockK) * blockK;
 
-  const module = new WgslModule(target, call.scalars);
-  const functions = [
-    sideFunctions(module, a, 0, "a", batch),
-    sideFunctions(module, b, 1, "b", batch),
-  ];
-  const sink = sinkOf(module, product, call, chunks > 1);
+  const { module, functions, sink } = beginTile(product, call, target, chunks > 1);
   // Tiles lie [k][m] and [k][n]. A tile that is transposed on its way in is padded by a vector, so
   // that its scattered stores meet fewer bank conflicts.
   const strideA = blockM / 4 + (a.inner === 1 ? 1 : 0);
@@ -97,8 +85,7 @@ export function sharedTile(
   const groups = dispatchOf(tiles * chunks, target);
   const code = `var<workgroup> tile_a: array<vec4<f32>, ${blockK * strideA}>;
 var<workgroup> tile_b: array<vec4<f32>, ${blockK * strideB}>;
-${functions.join("\n")}
-${sink.code}
+${functions}
 @compute @workgroup_size(${size})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
   let group = id.x + id.y * ${groups[0]}u;
@@ -139,11 +126,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     )
   }
 }`;
-  return {
-    pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k),
-    chunks,
-    split: chunks > 1,
-  };
+  return { pass: module.pass(code, groups, 2 * countOf(batch) * m * n * k), chunks };
 }
 
 // Copies the `block` × `blockK` tile from (origin, k0) on to workgroup memory as [k][outer], with
