@@ -1,7 +1,7 @@
 /**
  * Memory in training.
  *
- *     deno run -A bench/memory.ts [--steps 300] [--every 25]
+ *     deno run -A --v8-flags=--no-allocation-site-pretenuring bench/memory.ts [--steps 300] [--every 25]
  *
  * First, that it stays flat: LoRA training of a small Llama, resident memory and what the device has
  * made, every few steps. Then, what LoRA saves: the bytes beyond the base weights that the planner and
@@ -16,9 +16,6 @@ import { init } from "@graft/ml";
 import { parseArgs } from "@std/cli/parse-args";
 import { SMALL, STORIES_15M, trainer } from "./llama.ts";
 import { machine, mib, table } from "./report.ts";
-
-// As `deno task train` runs.
-v8.setFlagsFromString("--no-allocation-site-pretenuring");
 
 /** The JS heap without garbage, in MiB. */
 function liveHeap(): number {
