@@ -1,6 +1,6 @@
 // The matrix product on webgpu against sums in double precision: every kernel it chooses among, as
 // for the device at hand and as for others.
-import { apply, type Expr } from "../../core/expr.ts";
+import { apply, cast, constant, type Expr } from "../../core/expr.ts";
 import { matmulWgsl } from "../../core/ops/matmul/wgsl.ts";
 import type { DType } from "../../core/dtype.ts";
 import type { CallKernel } from "../../core/kernel.ts";
@@ -56,6 +56,8 @@ const SHAPES: [m: number, k: number, n: number][] = [
   [3, 5, 2],
   [130, 20, 24],
   [24, 20, 136],
+  [70, 8, 48],
+  [5, 14, 36],
   [1, 1, 1],
   [33, 0, 5],
 ];
@@ -115,32 +117,38 @@ for (const as of kinds) {
   });
 
   gpuTest(`matmul: an epilogue with bias and residual, ${as}`, async () => {
-    for (const [m, k, n] of [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]]) {
+    const acc: Expr = { kind: "acc", type: "f32" };
+    const slot: Expr = { kind: "scalar", type: "i32", slot: 0 };
+    const shapes = [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8], [70, 8, 48], [3, 14, 36]];
+    for (const [m, k, n] of shapes) {
       for (const dtype of ["f32", "bf16"] as const) {
-        const a = operand([m, k]), b = operand([k, n], [1, 0]);
-        const bias = operand([n]), residual = operand([m, n], [1, 0]);
-        const acc: Expr = { kind: "acc", type: "f32" };
-        const body = apply(
-          "mul",
-          apply("add", apply("add", acc, load("f32", 2, [0, 1])), load("f32", 3, [1, m])),
-          { kind: "scalar", type: "i32", slot: 0 } as Expr,
-        );
-        const scaled: Expr = {
-          ...body,
-          args: [body.args[0], { kind: "apply", type: "f32", op: "cast", args: [body.args[1]] }],
-        };
-        const [got] = await runCall({
-          wgsl: matmulWgsl,
-          inputs: [a, b],
-          outputs: [{ shape: [m, n], dtype }],
-          scalars: [3],
-          epilogue: { body: scaled, inputs: [bias, residual] },
-          as,
-        });
-        const want = oracle(a, b).map((v, i) =>
-          3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
-        );
-        close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype}`);
+        // The residual lies as the product does, or turned; what it is multiplied by is known, or not.
+        for (const turned of [false, true]) {
+          const a = operand([m, k]), b = operand([k, n], [1, 0]);
+          const bias = operand([n]), residual = operand([m, n], turned ? [1, 0] : [0, 1]);
+          const factor = turned ? cast(slot, "f32") : constant("f32", 3);
+          const body = apply(
+            "mul",
+            apply(
+              "add",
+              apply("add", acc, load("f32", 2, [0, 1])),
+              load("f32", 3, turned ? [1, m] : [n, 1]),
+            ),
+            factor,
+          );
+          const [got] = await runCall({
+            wgsl: matmulWgsl,
+            inputs: [a, b],
+            outputs: [{ shape: [m, n], dtype }],
+            scalars: [3],
+            epilogue: { body, inputs: [bias, residual] },
+            as,
+          });
+          const want = oracle(a, b).map((v, i) =>
+            3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
+          );
+          close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype} ${turned}`);
+        }
       }
     }
   });

@@ -25,6 +25,7 @@ import {
 import { type Product, productOf } from "./wgsl_product.ts";
 import { registerTile } from "./wgsl_register.ts";
 import { sharedTile } from "./wgsl_shared.ts";
+import { isThinDepth, thinDepth } from "./wgsl_thin.ts";
 
 // Products with at most this many rows or columns are read-bound: no element is used often enough
 // for a tile to pay.
@@ -41,6 +42,9 @@ export function matmulWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
 
 /** The program of `product` in tiles: the sides may be read in ways of their own. */
 export function tiled(product: Product, call: CallKernel, target: WgslTarget): WgslProgram {
+  if (isThinDepth(product, call, target)) {
+    return { passes: [thinDepth(product, call, target)], workspace: 0 };
+  }
   // A software device takes long to compile an epilogue in a tile; apart it is computed in vectors.
   const [output] = call.outputs;
   const apart = target.software && output.dtype === "f32" ? call.epilogue : null;
