@@ -1,7 +1,7 @@
 /**
  * Memory in training.
  *
- *     deno run -A bench/memory.ts [--steps 300] [--every 25]
+ *     deno run -A --v8-flags=--no-allocation-site-pretenuring bench/memory.ts [--steps 300] [--every 25]
  *
  * First, that it stays flat: LoRA training of a small Llama, resident memory and what the device has
  * made, every few steps. Then, what LoRA saves: the bytes beyond the base weights that the planner and

@@ -7,7 +7,9 @@
 import {
   type CustomGradient,
   hoisted,
+  inOrder,
   internally,
+  newMark,
   Node,
   record,
   recordsGradients,
@@ -167,11 +169,13 @@ class Engine {
 
   /** Walks from `roots`, whose gradients are seeded, to the leaves, in reverse recording order. */
   run(roots: readonly Node[]): void {
-    const reached = new Set<Node>();
+    const mark = newMark();
+    const reached: Node[] = [];
     const stack: Node[] = [];
     const reach = (node: Node): void => {
-      if (!node.needsGrad || reached.has(node)) return;
-      reached.add(node);
+      if (!node.needsGrad || node.mark === mark) return;
+      node.mark = mark;
+      reached.push(node);
       stack.push(node);
     };
     roots.forEach(reach);
@@ -182,8 +186,10 @@ class Engine {
       const from = node.custom ? 1 : 0;
       for (let i = from; i < node.inputs.length; i++) reach(node.inputs[i]);
     }
-    const order = [...reached].sort((a, b) => b.id - a.id);
-    for (const node of order) this.#step(node);
+    const order = inOrder(reached, (node) => !isLeaf(node));
+    for (let n = order.length - 1; n >= 0; n--) if (order[n] !== null) this.#step(order[n]!);
+    const leaves = reached.filter(isLeaf).sort((a, b) => b.id - a.id);
+    for (const leaf of leaves) this.#step(leaf);
   }
 
   #step(node: Node): void {

@@ -5,7 +5,7 @@
  */
 
 import { bytesOf, hostArray, storageBytes } from "./dtype.ts";
-import type { Node } from "./graph.ts";
+import { newMark, type Node } from "./graph.ts";
 import type { Backend, BackendCounters, Buffer, Results } from "./kernel.ts";
 import {
   buildPlan,
@@ -33,8 +33,6 @@ export interface InitOptions {
 
 /** Plans a device remembers. */
 const PLANS = 96;
-
-let marks = 0;
 
 /** A device that tensors live on. */
 export class Device {
@@ -129,11 +127,13 @@ export class Device {
       if (node.consumers === 0 && this.#isOpen(node)) wanted.add(node);
     }
     const assignments = [...this.assignments];
-    const order = collect({ results: [...wanted], assignments }, ++marks);
+    const order = collect({ results: [...wanted], assignments }, newMark());
     // A result of an earlier flush used again: it comes back by way of the host. Nothing is taken off
     // the lists before, since others may flush meanwhile.
     const earlier: Node[] = [];
-    for (const node of order) if (node.value?.kind === "results") earlier.push(node);
+    for (let n = 0; n < order.length; n++) {
+      if (order[n].value?.kind === "results") earlier.push(order[n]);
+    }
     if (earlier.length > 0) {
       await Promise.all(earlier.map((n) => this.#toHost(n)));
       return await this.evaluate(results);
@@ -144,7 +144,8 @@ export class Device {
     this.recorded = [];
     this.assignments = new Map();
     if (wanted.size === 0 && assignments.length === 0) return;
-    for (const node of order) {
+    for (let n = 0; n < order.length; n++) {
+      const node = order[n];
       // Scalars are held, whoever consumed them: they are what people print.
       if (
         node.shape.length === 0 && node.value === null && node.visible &&
@@ -180,7 +181,7 @@ export class Device {
       return await runSegments(backend, segments, run);
     })();
     this.#chain = running.catch(() => {});
-    for (const node of order) if (node.value === null) node.spent = true;
+    for (let n = 0; n < order.length; n++) if (order[n].value === null) order[n].spent = true;
     targets.results.forEach((node, index) => {
       node.value = { kind: "results", results: running, index };
     });

@@ -8,9 +8,11 @@
 /** An open file, as far as core uses it. */
 export interface OpenFile {
   /** Moves the position; `whence` 0 counts from the start of the file. */
-  seek(offset: number, whence: number): Promise<number>;
+  seekSync(offset: number, whence: number): number;
   /** Reads up to `into.length` bytes; null at the end of the file. */
   read(into: Uint8Array): Promise<number | null>;
+  /** As `read`, at once. */
+  readSync(into: Uint8Array): number | null;
   /** Writes some of the bytes and says how many. */
   write(bytes: Uint8Array): Promise<number>;
   /** Resolves once the bytes are on the disk. */

@@ -92,7 +92,7 @@ export class Node {
   picks: readonly Tensor[] | null = null;
   /** What a host step does. */
   host: HostFunction | null = null;
-  /** Which flush touched it last, and its place in that flush's order. */
+  /** Which walk met it last, and its place in a flush's order. */
   mark = 0;
   place = 0;
   /** Whether a flush has run it, and let its value go. */
@@ -120,7 +120,7 @@ export class Node {
     this.signature = signatureOf(op, attrs, output, outputs);
     this.after = value !== null ? 0 : this.id;
     if (hoists > 0) this.after = Math.max(0, ...inputs.map((i) => i.after));
-    for (const input of inputs) input.consumers++;
+    for (let i = 0; i < inputs.length; i++) inputs[i].consumers++;
   }
 
   /** The inputs its value depends on: a movement has others only for its gradient. */
@@ -141,7 +141,8 @@ export function record(
 ): Node {
   const device = inputs[0].device;
   let needsGrad = false;
-  for (const input of inputs) {
+  for (let i = 0; i < inputs.length; i++) {
+    const input = inputs[i];
     if (input.device !== device) {
       throw new TypeError(
         `${op.name}: needs its inputs on one device, got ${
@@ -169,6 +170,44 @@ export function record(
 
 /** Elements up to which a result that nobody consumed is run, and kept, with the next flush. */
 export const SMALL = 256;
+
+let marks = 0;
+
+/** A new mark, by which a walk knows the nodes that it has met. */
+export function newMark(): number {
+  return ++marks;
+}
+
+/**
+ * The `wanted` among `nodes`, in the order they run. The nodes of a step have ids close together, so
+ * that each has its place at once; where there is no node, there is null.
+ *
+ * What is done for each node of each step counts its loops: until V8's last compiler has seen a for-of,
+ * each turn of it makes an object.
+ */
+export function inOrder(
+  nodes: readonly Node[],
+  wanted: (node: Node) => boolean,
+): readonly (Node | null)[] {
+  let first = Number.MAX_SAFE_INTEGER, last = 0;
+  let recorded = true;
+  for (let n = 0; n < nodes.length; n++) {
+    const node = nodes[n];
+    if (!wanted(node)) continue;
+    if (node.id < first) first = node.id;
+    if (node.id > last) last = node.id;
+    recorded &&= node.after === node.id;
+  }
+  if (last === 0) return [];
+  if (!recorded || last - first > 4 * nodes.length) {
+    return nodes.filter(wanted).sort((a, b) => a.after - b.after || a.id - b.id);
+  }
+  const places = new Array<Node | null>(last - first + 1).fill(null);
+  for (let n = 0; n < nodes.length; n++) {
+    if (wanted(nodes[n])) places[nodes[n].id - first] = nodes[n];
+  }
+  return places;
+}
 
 /** Runs `fn` without recording gradients. */
 export function withoutGradients<T>(fn: () => T): T {

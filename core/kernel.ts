@@ -223,6 +223,13 @@ export interface Backend {
   free(buffer: Buffer): void;
   /** Ordered with runs: later runs see it, earlier ones do not. */
   write(buffer: Buffer, data: ArrayBufferView, byteOffset?: number): void;
+  /** As `write`, of bytes that `make` puts, at once, into the memory that it is handed. */
+  fill(
+    buffer: Buffer,
+    byteOffset: number,
+    bytes: number,
+    make: (into: Uint8Array<ArrayBufferLike>) => void,
+  ): void;
   /** Ordered with runs: sees all of those before. */
   read(buffer: Buffer, bytes: number, byteOffset?: number): Promise<ArrayBuffer>;
   /** Bytes of workspace the kernel needs while it runs; 0 for none. Compiles it if need be. */

@@ -206,7 +206,7 @@ export function asTensors(
 }
 
 function isAllTensors(args: readonly (Tensor | number)[]): args is readonly Tensor[] {
-  for (const a of args) if (!(a instanceof Tensor)) return false;
+  for (let i = 0; i < args.length; i++) if (!(args[i] instanceof Tensor)) return false;
   return true;
 }
 

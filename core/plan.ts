@@ -7,7 +7,7 @@
 
 import type { Device } from "./device.ts";
 import { storageBytes } from "./dtype.ts";
-import type { Node } from "./graph.ts";
+import { inOrder, type Node } from "./graph.ts";
 import { accessesOf } from "./expr.ts";
 import { bodiesOf, type Buffer, outputsOf, readsOwn, withOutputs } from "./kernel.ts";
 import { assignSlots } from "./liveness.ts";
@@ -79,7 +79,9 @@ export function collect(targets: Targets, mark: number): Node[] {
     const node = stack.pop()!;
     checkFresh(node);
     found[count++] = node;
-    if (node.value === null) { for (const input of node.sources) visit(input); }
+    if (node.value !== null) continue;
+    const { sources } = node;
+    for (let i = 0; i < sources.length; i++) visit(sources[i]);
   }
   usual = found.length = count;
 
@@ -91,38 +93,19 @@ export function collect(targets: Targets, mark: number): Node[] {
     node.place = places;
     placed[places++] = node;
   };
-  for (const node of inOrder(found)) {
+  const ordered = inOrder(found, (node) => node.value === null);
+  for (let n = 0; n < ordered.length; n++) {
+    const node = ordered[n];
     if (node === null) continue;
-    for (const source of node.sources) {
+    const { sources } = node;
+    for (let i = 0; i < sources.length; i++) {
+      const source = sources[i];
       if (source.value !== null && source.place < 0) place(source);
     }
     place(node);
   }
-  for (const node of found) if (node.place < 0) place(node);
+  for (let n = 0; n < count; n++) if (found[n].place < 0) place(found[n]);
   return placed;
-}
-
-/**
- * Those of `nodes` that are computed, in the order they run. The nodes of a step have ids close
- * together, so that each has its place at once; where there is no node, there is null.
- */
-function inOrder(nodes: readonly Node[]): readonly (Node | null)[] {
-  let first = Infinity, last = 0;
-  let recorded = true;
-  for (const { id, after, value } of nodes) {
-    if (value !== null) continue;
-    if (id < first) first = id;
-    if (id > last) last = id;
-    recorded &&= after === id;
-  }
-  if (last === 0) return [];
-  if (!recorded || last - first > 4 * nodes.length) {
-    const computed = nodes.filter((node) => node.value === null);
-    return computed.sort((a, b) => a.after - b.after || a.id - b.id);
-  }
-  const places = new Array<Node | null>(last - first + 1).fill(null);
-  for (const node of nodes) if (node.value === null) places[node.id - first] = node;
-  return places;
 }
 
 /** Forgets a value that was a variable's before the variable changed; throws where it is lost. */
@@ -163,12 +146,12 @@ export function planKey(order: readonly Node[], targets: Targets): Int32Array {
   };
   room(3);
   words[count++] = order.length;
-  for (const node of order) {
-    const { value, sources } = node;
+  for (let n = 0; n < order.length; n++) {
+    const { value, sources, signature } = order[n];
     room(3 + sources.length);
-    words[count++] = node.signature;
+    words[count++] = signature;
     if (value === null) {
-      for (const input of sources) words[count++] = input.place;
+      for (let i = 0; i < sources.length; i++) words[count++] = sources[i].place;
     } else if (value.kind === "variable") {
       words[count++] = -1;
       words[count++] = value.variable.uid;

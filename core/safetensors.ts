@@ -8,7 +8,17 @@
  * @module
  */
 
-import { type FileWriter, openForReading, reasonOf, writeAtomically } from "./files.ts";
+import { type FileWriter, reasonOf, writeAtomically } from "./files.ts";
+import {
+  type Range,
+  rangeOf,
+  type RangeSource,
+  readExactly,
+  readExactlyInto,
+  SafetensorsError,
+} from "./ranges.ts";
+
+export { type RangeSource, SafetensorsError };
 
 /** A dtype's name in a safetensors file. */
 export type SafetensorsDtype =
@@ -83,16 +93,6 @@ export interface SafetensorsEntry {
   readonly end: number;
 }
 
-/** Anything that bytes can be read from by range. */
-export interface RangeSource {
-  /** Size in bytes. */
-  readonly size: number;
-  /** Returns exactly the bytes `[offset, offset + length)`. */
-  read(offset: number, length: number): Promise<Uint8Array>;
-  /** Releases the source; called by `close`. */
-  close?(): void;
-}
-
 /** An open safetensors file. The header is in memory; tensors are read one at a time. */
 export interface SafetensorsFile extends AsyncDisposable {
   /** The path, or a word for what was opened instead of a path. */
@@ -109,6 +109,13 @@ export interface SafetensorsFile extends AsyncDisposable {
    * @throws SafetensorsError if there is no such key or the bytes cannot be read.
    */
   read(name: string): Promise<Uint8Array<ArrayBuffer>>;
+  /**
+   * Reads the bytes of one tensor from `offset` on into `into`, at once.
+   *
+   * @throws SafetensorsError if there is no such key, the tensor is shorter, the bytes cannot be read,
+   * or the source is one that has to be waited for.
+   */
+  readSync(name: string, offset: number, into: Uint8Array): void;
   /** Closes the file. */
   close(): void;
 }
@@ -121,12 +128,6 @@ export interface SafetensorsInput {
   readonly shape: readonly number[];
   /** The elements, little endian, row-major. */
   readonly data: Uint8Array | (() => Uint8Array | Promise<Uint8Array>);
-}
-
-/** A safetensors file that cannot be read or written. The message names the file and the key. */
-export class SafetensorsError extends Error {
-  /** The class's name. */
-  override readonly name: string = "SafetensorsError";
 }
 
 /**
@@ -158,19 +159,31 @@ export async function openSafetensors(
   const range = await rangeOf(source);
   try {
     const { metadata, entries } = await readHeader(range, label);
+    const rangeFor = (key: string): Range => {
+      const entry = entries.get(key);
+      if (entry === undefined) {
+        throw new SafetensorsError(
+          `read tensor: ${label} has no key "${key}"; it has ${listed([...entries.keys()])}`,
+        );
+      }
+      const length = entry.end - entry.begin;
+      return { source: range, offset: entry.begin, length, label: `${label}, ${key}` };
+    };
     return {
       name: label,
       metadata,
       entries,
       names: [...entries.keys()],
-      async read(key: string): Promise<Uint8Array<ArrayBuffer>> {
-        const entry = entries.get(key);
-        if (entry === undefined) {
+      read: async (key) => await readExactly(rangeFor(key)),
+      readSync(key: string, offset: number, into: Uint8Array): void {
+        const whole = rangeFor(key);
+        const { length } = into;
+        if (offset < 0 || offset + length > whole.length) {
           throw new SafetensorsError(
-            `read tensor: ${label} has no key "${key}"; it has ${listed([...entries.keys()])}`,
+            `read tensor: ${whole.label}: has ${whole.length} bytes, needs ${length} from ${offset} on`,
           );
         }
-        return await readExactly(range, entry.begin, entry.end - entry.begin, label, key);
+        readExactlyInto({ ...whole, offset: whole.offset + offset, length }, into);
       },
       close(): void {
         range.close?.();
@@ -308,82 +321,6 @@ export function safetensorsByteLength(dtype: SafetensorsDtype, shape: readonly n
 
 // --- reading ---------------------------------------------------------------------------------
 
-async function rangeOf(source: string | Blob | Uint8Array | RangeSource): Promise<RangeSource> {
-  if (typeof source === "string") return await fileRange(source);
-  if (source instanceof Uint8Array) {
-    return {
-      size: source.length,
-      read: (offset, length) => Promise.resolve(source.slice(offset, offset + length)),
-    };
-  }
-  if (source instanceof Blob) {
-    return {
-      size: source.size,
-      read: async (offset, length) =>
-        new Uint8Array(await source.slice(offset, offset + length).arrayBuffer()),
-    };
-  }
-  return source;
-}
-
-async function fileRange(path: string): Promise<RangeSource> {
-  const file = await openForReading("open safetensors", path);
-  // One handle has one position: reads wait for one another.
-  let last: Promise<unknown> = Promise.resolve();
-  let closed = false;
-  return {
-    size: (await file.stat()).size,
-    read(offset: number, length: number): Promise<Uint8Array> {
-      const next = last.then(async () => {
-        const bytes = new Uint8Array(length);
-        await file.seek(offset, 0);
-        for (let at = 0; at < length;) {
-          const count = await file.read(bytes.subarray(at));
-          if (count === null) return bytes.subarray(0, at);
-          at += count;
-        }
-        return bytes;
-      });
-      last = next.catch(() => {});
-      return next;
-    },
-    close(): void {
-      if (!closed) file.close();
-      closed = true;
-    },
-  };
-}
-
-/** Reads the range; a source that brings fewer bytes, or fails, becomes an error with a name. */
-async function readExactly(
-  range: RangeSource,
-  offset: number,
-  length: number,
-  label: string,
-  what: string,
-): Promise<Uint8Array<ArrayBuffer>> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await range.read(offset, length);
-  } catch (error) {
-    throw new SafetensorsError(
-      `read safetensors: ${label}, ${what}: bytes ${offset} to ${offset + length} cannot be ` +
-        `read: ${reasonOf(error)}`,
-      { cause: error },
-    );
-  }
-  if (bytes.length !== length) {
-    throw new SafetensorsError(
-      `read safetensors: ${label}, ${what}: needs bytes ${offset} to ${offset + length}, got ` +
-        `${bytes.length} bytes: the file is truncated`,
-    );
-  }
-  // Typed arrays are viewed on it: it must start its own buffer.
-  const owned = bytes.byteOffset === 0 && bytes.buffer instanceof ArrayBuffer &&
-    bytes.buffer.byteLength === length;
-  return owned ? bytes as Uint8Array<ArrayBuffer> : new Uint8Array(bytes);
-}
-
 interface Header {
   metadata: Record<string, string>;
   entries: Map<string, SafetensorsEntry>;
@@ -396,7 +333,12 @@ async function readHeader(range: RangeSource, label: string): Promise<Header> {
   if (range.size < 8) {
     bad(`needs at least 8 bytes, has ${range.size}: the file is truncated or not safetensors`);
   }
-  const prefix = await readExactly(range, 0, 8, label, "header length");
+  const prefix = await readExactly({
+    source: range,
+    offset: 0,
+    length: 8,
+    label: `${label}, header length`,
+  });
   const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
   if (length > MAX_HEADER_BYTES) {
     bad(`header length is ${length} bytes, the limit is ${MAX_HEADER_BYTES}: not safetensors?`);
@@ -404,7 +346,10 @@ async function readHeader(range: RangeSource, label: string): Promise<Header> {
   if (8 + length > range.size) {
     bad(`header needs ${length} bytes, ${range.size - 8} follow: the file is truncated`);
   }
-  const header = parseHeader(await readExactly(range, 8, length, label, "header"), bad);
+  const header = parseHeader(
+    await readExactly({ source: range, offset: 8, length, label: `${label}, header` }),
+    bad,
+  );
 
   const metadata: Record<string, string> = {};
   const entries = new Map<string, SafetensorsEntry>();

@@ -45,7 +45,8 @@ export function signatureOf(
   hash &= 0x3fffffff; // small integers need no memory
   let bucket = table.get(hash);
   if (bucket === undefined) table.set(hash, bucket = []);
-  for (const known of bucket) {
+  for (let i = 0; i < bucket.length; i++) {
+    const known = bucket[i];
     if (
       known.op === op && known.dtype === dtype && sameShape(known.shape, shape) &&
       sameAttrs(known.attrs, attrs) && sameOutputs(known.outputs, outputs)

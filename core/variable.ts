@@ -7,7 +7,7 @@
 
 import { attach } from "./autograd.ts";
 import { currentDevice, type Device } from "./device.ts";
-import { type DType, isFloat, storageBytes } from "./dtype.ts";
+import { bytesOf, type DType, isFloat, storageBytes } from "./dtype.ts";
 import { Node, withoutGradients } from "./graph.ts";
 import type { Buffer } from "./kernel.ts";
 import { leafOp, scalar } from "./op.ts";
@@ -16,6 +16,7 @@ import { recordUpdate } from "./ops/update.ts";
 import { axisOf, sameShape, type Shape, show, sizeOf } from "./shape.ts";
 import { NO_ATTRS } from "./signature.ts";
 import { Tensor } from "./tensor.ts";
+import { yieldToEvents } from "./turn.ts";
 import { nextUid } from "./uid.ts";
 
 /** Options of a {@linkcode Variable}. */
@@ -31,6 +32,9 @@ export interface VariableOptions {
    */
   readonly computed?: boolean;
 }
+
+/** Bytes that {@linkcode Variable.fill} asks for at a time. */
+const BLOCK = 4 << 20;
 
 interface Memory {
   buffer: Buffer | null;
@@ -269,6 +273,27 @@ export class Variable<D extends DType = DType> extends Tensor<D> {
     await this.#device.settled();
     this.#device.backend.write(this.allocate(), data);
     this.version++;
+  }
+
+  /**
+   * As {@linkcode write}, block by block: `make` puts the bytes of the value from byte `at` on into the
+   * memory that it is handed, at once. Others get their turn between blocks. Where `make` throws, the
+   * blocks before have been written.
+   *
+   * @internal
+   */
+  async fill(make: (into: Uint8Array<ArrayBufferLike>, at: number) => void): Promise<void> {
+    const { backend } = this.#device;
+    if (backend === null) return;
+    const bytes = bytesOf(this.dtype) * sizeOf(this.shape);
+    for (let at = 0; at < bytes; at += BLOCK) {
+      await this.#device.settled();
+      this.version++;
+      const count = Math.min(BLOCK, bytes - at);
+      backend.fill(this.allocate(), at, count, (into) => make(into, at));
+      this.#device.assignments.delete(this as unknown as Variable);
+      await yieldToEvents();
+    }
   }
 
   /**

@@ -212,7 +212,16 @@ async function train(
 ): Promise<Deno.ChildProcess> {
   await Deno.writeTextFile(path, JSON.stringify(config));
   return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", import.meta.resolve("./train.ts"), "--config", path, ...flags],
+    args: [
+      "run",
+      "-A",
+      "--quiet",
+      "--v8-flags=--no-allocation-site-pretenuring", // as `deno task train`
+      import.meta.resolve("./train.ts"),
+      "--config",
+      path,
+      ...flags,
+    ],
     stdin: "null",
     stdout: output === "piped" ? "null" : output,
     stderr: output,

@@ -5,6 +5,7 @@
  */
 
 import { currentDevice, Generator, noGrad, type Tensor, tensor } from "../core/mod.ts";
+import { iota } from "../core/ops/iota.ts";
 import { threefryWord } from "../core/random.ts";
 import { readOnce } from "../core/tensor.ts";
 import type { KVCache } from "./models/cache.ts";
@@ -238,8 +239,6 @@ function nextLogits(
   const batch = pads.length;
   const before = cache.length;
   const positions = new Int32Array(batch * length);
-  const keys = Int32Array.from({ length: cache.capacity }, (_, i) => i);
-  const queries = Int32Array.from({ length }, (_, i) => before + i);
   for (let b = 0; b < batch; b++) {
     for (let i = 0; i < length; i++) {
       // Padding, and rows that have ended, stand anywhere in the range.
@@ -248,8 +247,8 @@ function nextLogits(
     }
   }
   const first = tensor(Int32Array.from(pads), { shape: [batch, 1, 1, 1] });
-  const key = tensor(keys, { shape: [1, 1, 1, cache.capacity] });
-  const query = tensor(queries, { shape: [1, 1, length, 1] });
+  const key = iota([1, 1, 1, cache.capacity], 3);
+  const query = iota([1, 1, length, 1], 2).add(before);
   // Nobody attends to padding but padding itself, which has to attend to something.
   const mask = key.ge(first).or(query.lt(first)); // [B, 1, T, capacity]
   const tokens = tensor(ids, { shape: [batch, length] });

@@ -6,7 +6,7 @@
 
 import { type DType, type Shape, type Tensor, Variable } from "../core/mod.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "../core/safetensors.ts";
-import { checkKeys, type HostTensor, hostValues, safetensorsInput, writeHost } from "./state.ts";
+import { checkKeys, type HostTensor, loadTensor, safetensorsInput, writeHost } from "./state.ts";
 
 /** Options of a {@linkcode Parameter}. */
 export interface ParameterOptions {
@@ -214,10 +214,8 @@ export abstract class Module {
       }
       const what = `load ${files.map((f) => f.name).join(", ")} into ${this.constructor.name}`;
       for (const [key, variable] of this.#targets(origins, options, what)) {
-        const { file, name, shape } = origins.get(key)!;
-        const { dtype } = file.entries.get(name)!;
-        const data = hostValues(await file.read(name), dtype, `${what}: key "${name}"`);
-        await writeHost(variable, { shape, data }, key);
+        const { file, name } = origins.get(key)!;
+        await loadTensor(variable, file, name, `${what}: key "${name}"`);
       }
     } finally {
       for (const file of files) file.close();

@@ -126,6 +126,13 @@ export class QuantizedParameter extends Parameter<"f32"> {
     await this.device.flush();
   }
 
+  /** As {@linkcode write}: packed whole, not block by block. */
+  override async fill(make: (into: Uint8Array, at: number) => void): Promise<void> {
+    const bytes = new Uint8Array(4 * this.size);
+    make(bytes, 0);
+    await this.write(bytes);
+  }
+
   /** Frees the memory now. */
   override dispose(): void {
     this.matrix.dispose();

@@ -4,8 +4,9 @@
  * @module
  */
 
-import type { DType, Shape, Variable } from "../core/mod.ts";
-import type { SafetensorsDtype, SafetensorsInput } from "../core/safetensors.ts";
+import type { Shape, Variable } from "../core/mod.ts";
+import { bytesOf, type DType } from "../core/dtype.ts";
+import type { SafetensorsDtype, SafetensorsFile, SafetensorsInput } from "../core/safetensors.ts";
 
 /** Elements on the host, row-major. */
 export interface HostTensor {
@@ -63,20 +64,19 @@ export function hostValues(
   dtype: SafetensorsDtype,
   what: string,
 ): HostTensor["data"] {
-  const { buffer } = bytes;
+  const { buffer, byteOffset, byteLength } = bytes;
   switch (dtype) {
     case "F32":
-      return new Float32Array(buffer);
+      return new Float32Array(buffer, byteOffset, byteLength / 4);
     case "F16":
-      return new Float32Array(new Float16Array(buffer));
     case "BF16":
-      return widened(new Uint16Array(buffer));
+      return widened(bytes, dtype, new Float32Array(byteLength / 2));
     case "F64":
-      return new Float32Array(new Float64Array(buffer));
+      return widened(bytes, dtype, new Float32Array(byteLength / 8));
     case "I32":
-      return new Int32Array(buffer);
+      return new Int32Array(buffer, byteOffset, byteLength / 4);
     case "U32":
-      return new Uint32Array(buffer);
+      return new Uint32Array(buffer, byteOffset, byteLength / 4);
     default:
       throw new TypeError(`${what}: needs dtype F32, F16, BF16, F64, I32 or U32, has ${dtype}`);
   }
@@ -91,33 +91,67 @@ export async function writeHost(variable: Variable, value: HostTensor, key: stri
         `got ${data.length}`,
     );
   }
+  await variable.write(rounded(data, variable.dtype, `load "${key}"`));
+}
+
+/** Host values as memory of `dtype` holds them. */
+function rounded(data: HostTensor["data"], dtype: DType, what: string): ArrayBufferView {
   const isFloat = data instanceof Float32Array;
-  switch (variable.dtype) {
+  switch (dtype) {
     case "f32":
-      return await variable.write(isFloat ? data : Float32Array.from(data));
+      return isFloat ? data : Float32Array.from(data);
     case "f16":
-      return await variable.write(Float16Array.from(data));
+      return Float16Array.from(data);
     case "bf16":
-      return await variable.write(roundedToBf16(isFloat ? data : Float32Array.from(data)));
+      return roundedToBf16(isFloat ? data : Float32Array.from(data));
     default:
-      if (isFloat) {
-        throw new TypeError(`load "${key}": needs dtype ${variable.dtype}, got floats`);
-      }
-      return await variable.write(data);
+      if (isFloat) throw new TypeError(`${what}: needs dtype ${dtype}, got floats`);
+      return data;
   }
 }
 
+/** Overwrites `variable` with the tensor `name` of `file`, block by block, rounded to its dtype. */
+export async function loadTensor(
+  variable: Variable,
+  file: SafetensorsFile,
+  name: string,
+  what: string,
+): Promise<void> {
+  const { dtype, begin, end } = file.entries.get(name)!;
+  const to = variable.dtype;
+  if (FILE_DTYPES[to] === dtype) {
+    return await variable.fill((into, at) => file.readSync(name, at, into));
+  }
+  // Bytes in the file for each byte in memory.
+  const width = (end - begin) / (variable.size * bytesOf(to));
+  let block = new Uint8Array(0);
+  await variable.fill((into, at) => {
+    const length = into.length * width;
+    if (block.length < length) block = new Uint8Array(length);
+    const bytes = block.subarray(0, length);
+    file.readSync(name, at * width, bytes);
+    if (to === "f32" && (dtype === "F16" || dtype === "BF16" || dtype === "F64")) {
+      widened(bytes, dtype, new Float32Array(into.buffer, into.byteOffset, into.length / 4));
+    } else {
+      const { buffer, byteOffset, byteLength } = rounded(hostValues(bytes, dtype, what), to, what);
+      into.set(new Uint8Array(buffer, byteOffset, byteLength));
+    }
+  });
+}
+
+/** The dtypes that a file holds as memory does. */
+const FILE_DTYPES: Record<DType, SafetensorsDtype | null> = {
+  f32: "F32",
+  f16: "F16",
+  bf16: "BF16",
+  i32: "I32",
+  u32: "U32",
+  bool: null,
+};
+
 /** How a safetensors file holds `variable`; its value is read when its turn comes. */
 export function safetensorsInput(variable: Variable): SafetensorsInput {
-  const names: Record<DType, SafetensorsDtype | null> = {
-    f32: "F32",
-    f16: "F16",
-    bf16: "BF16",
-    i32: "I32",
-    u32: "U32",
-    bool: null,
-  };
-  const dtype = names[variable.dtype];
+  const dtype = FILE_DTYPES[variable.dtype];
   if (dtype === null) {
     throw new TypeError(`save: ${variable.name ?? "a variable"} is of dtype ${variable.dtype}`);
   }
@@ -134,10 +168,23 @@ export function safetensorsInput(variable: Variable): SafetensorsInput {
   };
 }
 
-function widened(bits: Uint16Array): Float32Array<ArrayBuffer> {
-  const words = new Uint32Array(bits.length);
-  for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;
-  return new Float32Array(words.buffer);
+/** Floats of another width as 32-bit ones. A loop for each: V8 compiles one for the arrays it has met. */
+function widened<B extends ArrayBufferLike>(
+  { buffer, byteOffset }: Uint8Array,
+  dtype: "F16" | "BF16" | "F64",
+  into: Float32Array<B>,
+): Float32Array<B> {
+  const { length } = into;
+  if (dtype === "F64") into.set(new Float64Array(buffer, byteOffset, length));
+  else if (dtype === "F16") {
+    const halves = new Float16Array(buffer, byteOffset, length);
+    for (let i = 0; i < length; i++) into[i] = halves[i];
+  } else {
+    const bits = new Uint16Array(buffer, byteOffset, length);
+    const words = new Uint32Array(into.buffer, into.byteOffset, length);
+    for (let i = 0; i < length; i++) words[i] = bits[i] << 16;
+  }
+  return into;
 }
 
 /** Rounds to nearest, ties to even, as PyTorch does. */

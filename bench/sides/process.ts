@@ -21,10 +21,16 @@ const PATIENCE = 240_000;
 
 const path = (relative: string): string => new URL(relative, import.meta.url).pathname;
 
-const peer = (file: string, device: string, threads: number): readonly string[] => [
+/** New objects stay young: docs/performance.md says why. */
+const RUN: readonly string[] = [
   "run",
   "-A",
   "--quiet",
+  "--v8-flags=--no-allocation-site-pretenuring",
+];
+
+const peer = (file: string, device: string, threads: number): readonly string[] => [
+  ...RUN,
   "--config",
   path("../peers/deno.json"),
   path(`../peers/${file}`),
@@ -46,7 +52,7 @@ export function launches(
 ): Launch[] {
   const deno = Deno.execPath();
   const wasm = device === "cpu" ? "wasm" : "webgpu";
-  const graft = ["run", "-A", "--quiet", path("./graft.ts"), device, `${threads}`];
+  const graft = [...RUN, path("./graft.ts"), device, `${threads}`];
   return [
     { label: "graft", command: deno, args: graft },
     ...(device === "cpu"

@@ -19,6 +19,7 @@ import type {
   Run,
   Step,
 } from "../kernel.ts";
+import { yieldToEvents } from "../turn.ts";
 import { f32x4, v128, validates, type WasmTarget } from "../wasm.ts";
 
 /** Options of {@linkcode createCpuBackend}. */
@@ -149,14 +150,24 @@ class CpuBackend implements Backend {
   }
 
   write(buffer: Buffer, data: ArrayBufferView, byteOffset = 0): void {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    this.fill(buffer, byteOffset, bytes.length, (into) => into.set(bytes));
+  }
+
+  fill(
+    buffer: Buffer,
+    byteOffset: number,
+    bytes: number,
+    make: (into: Uint8Array<ArrayBufferLike>) => void,
+  ): void {
     this.#check("write");
     const address = addressOf("write", buffer);
-    if (byteOffset + data.byteLength > buffer.bytes) {
+    if (byteOffset + bytes > buffer.bytes) {
       throw new Error(
-        `write: ${data.byteLength} bytes at ${byteOffset} do not fit a buffer of ${buffer.bytes}`,
+        `write: ${bytes} bytes at ${byteOffset} do not fit a buffer of ${buffer.bytes}`,
       );
     }
-    this.#memory.write(address + byteOffset, data);
+    make(new Uint8Array(this.#memory.buffer, address + byteOffset, bytes));
   }
 
   read(buffer: Buffer, bytes: number, byteOffset = 0): Promise<ArrayBuffer> {
@@ -278,27 +289,4 @@ class CpuProgram implements Program {
     this.#disposed = true;
     this.#memory.free(this.#block);
   }
-}
-
-/** Milliseconds of runs, one after another, after which timers and signals get their turn. */
-const TURN = 5;
-let turn = 0;
-
-/** Resolves in a later turn of the event loop, where this one has lasted long. */
-function yieldToEvents(): Promise<void> | void {
-  const now = performance.now();
-  if (now - turn < TURN) return;
-  turn = now;
-  const { setImmediate } = globalThis as unknown as {
-    setImmediate?: (callback: () => void) => void;
-  };
-  return new Promise((resolve) => {
-    if (setImmediate) return void setImmediate(resolve);
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
-    port2.postMessage(0);
-  });
 }

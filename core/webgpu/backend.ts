@@ -104,6 +104,17 @@ class WebGpuBackend implements Backend {
     });
   }
 
+  fill(
+    buffer: Buffer,
+    byteOffset: number,
+    bytes: number,
+    make: (into: Uint8Array<ArrayBufferLike>) => void,
+  ): void {
+    const data = new Uint8Array(bytes);
+    make(data);
+    this.write(buffer, data, byteOffset);
+  }
+
   async read(buffer: Buffer, bytes: number, byteOffset = 0): Promise<ArrayBuffer> {
     this.errors.check();
     const source = own(buffer);

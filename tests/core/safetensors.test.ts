@@ -138,6 +138,29 @@ Deno.test("safetensors: a bad file is an error with the file, the key and the re
   await assertRejects(() => openSafetensors("/no/such/file"), Error, "cannot open /no/such/file");
   await assertRejects(() => openSafetensors(PARITY), Error, "is a directory");
 
+  // A file that others change while it is open.
+  const path = await Deno.makeTempFile();
+  await Deno.writeFile(path, encodeSafetensors([["a", f32(1, 2)], ["b", f32(3, 4)]]));
+  await using open = await openSafetensors(path);
+  const into = new Uint8Array(8);
+  open.readSync("b", 4, into.subarray(0, 4));
+  assertEquals(new Float32Array(into.buffer)[0], 4);
+  assertThrows(
+    () => open.readSync("b", 4, into),
+    SafetensorsError,
+    "has 8 bytes, needs 8 from 4 on",
+  );
+  await Deno.truncate(path, open.entries.get("b")!.begin + 5);
+  for (const read of [() => open.readSync("b", 0, into), () => open.read("b")]) {
+    const error = await assertRejects(async () => void await read(), SafetensorsError);
+    for (const part of [path, "b:", "got 5 bytes", "truncated"]) {
+      assertStringIncludes(error.message, part);
+    }
+  }
+  await Deno.remove(path);
+  const blob = await openSafetensors(new Blob([encodeSafetensors([["a", f32(1)]])]));
+  assertThrows(() => blob.readSync("a", 0, into.subarray(4)), SafetensorsError, "waited for");
+
   // A key's text that looks like a header's end or like a key of its own is neither.
   const odd = await openSafetensors(
     fileOf(`{"} \\" {\\"a\\":":${good},"__proto__":${entry("F32", [1], 4, 8)}}`, 8),

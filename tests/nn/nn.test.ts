@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
+  type DType,
   init,
   openSafetensors,
   tensor,
@@ -64,6 +65,45 @@ forEachDevice("nn: a state goes through a file, 16-bit floats are widened", asyn
   }
   await Deno.remove(folder, { recursive: true });
 });
+
+forEachDevice(
+  "nn: a tensor of several blocks is converted to the dtype it is held in",
+  async () => {
+    const path = await Deno.makeTempFile();
+    const n = (1 << 21) + 5; // beyond 4 MiB in every dtype
+    const values = Float32Array.from({ length: n }, (_, i) => i % 251 - 125); // exact in 16 bits
+    const bits = new Uint32Array(values.buffer);
+    const files = {
+      F32: values,
+      F16: Float16Array.from(values),
+      BF16: Uint16Array.from(bits, (word) => word >>> 16),
+      F64: Float64Array.from(values),
+      I32: Int32Array.from(values),
+    };
+    const into = { f32: ["F32", "F16", "BF16", "F64", "I32"], f16: ["F16", "BF16"], i32: ["I32"] };
+    for (const [dtype, names] of Object.entries({ ...into, bf16: ["BF16", "F32"] })) {
+      for (const name of names as (keyof typeof files)[]) {
+        const data = new Uint8Array(files[name].buffer);
+        await writeSafetensors(path, [["mean", { dtype: name, shape: [n], data }]]);
+        const net = new Net();
+        net.mean = Variable.empty([n], dtype as DType);
+        await net.load(path, { strict: false });
+        const wrong = (await net.mean.data()).findIndex((x, i) => x !== values[i]);
+        assertEquals(wrong, -1, `${name} as ${dtype}`);
+        net.mean.dispose();
+      }
+    }
+    const net = new Net();
+    net.mean = Variable.empty([n], "i32");
+    await writeSafetensors(path, [["mean", {
+      dtype: "F32",
+      shape: [n],
+      data: new Uint8Array(values.buffer),
+    }]]);
+    await assertRejects(() => net.load(path, { strict: false }), TypeError, "needs dtype i32");
+    await Deno.remove(path);
+  },
+);
 
 forEachDevice("nn: loading lists every key that does not fit, and changes nothing", async () => {
   const net = new Net();

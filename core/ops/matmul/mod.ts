@@ -5,7 +5,7 @@ import type { Tensor } from "../../tensor.ts";
 import { matmulWasm } from "./wasm.ts";
 import { matmulWgsl } from "./wgsl.ts";
 
-/** The op: [..., M, K] · [..., K, N], batch dimensions the same. */
+/** The op: [..., M, K] · [..., K, N], batch dimensions the same, or none on the right. */
 export const matmulOp: KernelOp = kernel({
   code: {
     name: "matmul",
@@ -101,23 +101,24 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
     );
   }
   const batch = broadcast("matmul", a.shape.slice(0, -2), b.shape.slice(0, -2));
-  // A matrix on the right is shared by all rows on the left: one large product.
-  if (b.rank === 2 && a.rank > 2) {
-    const rows = a.reshape(-1, k);
-    return product(rows, b).reshape([...a.shape.slice(0, -1), b.shape[1]]);
-  }
+  // A matrix on the right is shared by all rows on the left: the kernels make one large product of it.
+  if (b.rank === 2) return product(a, b);
   const whole = (t: Tensor): Tensor => t.expand([...batch, ...t.shape.slice(-2)]);
   return product(whole(a), whole(b));
 }
 
 /** aᵀ g, or (gᵀ a)ᵀ where b is itself a transpose: the gradient then lies as what was transposed. */
 function rightGradient(a: Tensor, b: Tensor, g: Tensor): Tensor {
+  if (b.rank < a.rank) {
+    const rows = (t: Tensor): Tensor => t.reshape(-1, t.shape[t.rank - 1]); // [..., K] -> [M, K]
+    return rightGradient(rows(a), b, rows(g));
+  }
   const order = b.node.attrs.order as readonly number[] | undefined;
   const turned = b.node.op.name === "permute" && order![b.rank - 1] === b.rank - 2;
   return turned ? product(g.transpose(), a).transpose() : product(a.transpose(), g);
 }
 
-/** The product of two tensors with the same batch dimensions. */
+/** The product of two tensors with the same batch dimensions, or with a matrix on the right. */
 function product(a: Tensor, b: Tensor): Tensor {
   const shape: Shape = [...a.shape.slice(0, -1), b.shape[b.rank - 1]];
   return recordKernel(matmulOp, [a, b], [{ shape, dtype: a.dtype }], {})[0];

@@ -38,15 +38,17 @@ export interface Product {
   readonly b: Side;
 }
 
+/** An operand with as many dimensions as `rank`: what it lacks in front does not move it. */
+export function widened(o: Operand, rank: number): Operand {
+  const front = (value: number) => new Array<number>(rank - o.shape.length).fill(value);
+  return { ...o, shape: [...front(1), ...o.shape], strides: [...front(0), ...o.strides] };
+}
+
 /** The fewest batch dimensions that a call can be put in. */
 export function matrixOf(call: CallKernel): Product {
-  const [x, y] = call.inputs;
-  const rank = x.shape.length;
-  const lead = rank - 2;
-  const ofBatch = (o: Operand, d: number) => {
-    const at = d - (lead - (o.shape.length - 2));
-    return at < 0 || o.shape[at] === 1 ? 0 : o.strides[at];
-  };
+  const rank = call.outputs[0].shape.length;
+  const [x, y] = call.inputs.map((o) => widened(o, rank));
+  const ofBatch = (o: Operand, d: number) => o.shape[d] === 1 ? 0 : o.strides[d];
   const outer: Batch[] = [];
   const shape = call.outputs[0].shape;
   for (let d = 0; d < shape.length - 2; d++) {
@@ -60,7 +62,7 @@ export function matrixOf(call: CallKernel): Product {
   }
   const k = x.shape[rank - 1];
   let m = x.shape[rank - 2];
-  let n = y.shape[y.shape.length - 1];
+  let n = y.shape[rank - 1];
   let a: Side = {
     input: 0,
     dtype: x.dtype,
@@ -72,8 +74,8 @@ export function matrixOf(call: CallKernel): Product {
     input: 1,
     dtype: y.dtype,
     offset: y.offset,
-    across: n === 1 ? 1 : y.strides[y.shape.length - 1],
-    deep: y.strides[y.shape.length - 2],
+    across: n === 1 ? 1 : y.strides[rank - 1],
+    deep: y.strides[rank - 2],
   };
   if (k === 1) b = { ...b, deep: b.across === 1 ? n : 1 };
   // Batches that share b, and follow on each other in a, are rows.

@@ -22,6 +22,7 @@ import {
   type WgslProgram,
   type WgslTarget,
 } from "../../wgsl.ts";
+import { widened } from "./product.ts";
 import { type Product, productOf } from "./wgsl_product.ts";
 import { registerTile } from "./wgsl_register.ts";
 import { sharedTile } from "./wgsl_shared.ts";
@@ -62,9 +63,9 @@ export function tiled(product: Product, call: CallKernel, target: WgslTarget): W
 
 // Σₖ a[.., m, k] · b[.., k, n] as a loop nest over [..., M, N, K].
 function byReduction(call: CallKernel, target: WgslTarget): WgslProgram {
-  const [a, b] = call.inputs;
   const { shape } = call.outputs[0];
   const rank = shape.length;
+  const [a, b] = call.inputs.map((o) => widened(o, rank));
   const batch = (o: Operand): number[] => o.strides.slice(0, rank - 2);
   const load = (input: number, strides: number[], offset: number): Expr => (
     { kind: "load", type: "f32", input, strides, offset, bounds: [] }

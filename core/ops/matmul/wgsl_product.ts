@@ -7,6 +7,7 @@
 
 import { bytesOf } from "../../dtype.ts";
 import type { CallKernel, Operand } from "../../kernel.ts";
+import { widened } from "./product.ts";
 import {
   coordinatesOf,
   countOf,
@@ -45,8 +46,8 @@ export interface Product {
 
 /** The product that `call` asks for, with as much of the batch as possible made rows of A. */
 export function productOf(call: CallKernel): Product {
-  const [a, b] = call.inputs;
-  const rank = a.shape.length;
+  const rank = call.outputs[0].shape.length;
+  const [a, b] = call.inputs.map((o) => widened(o, rank));
   let m = a.shape[rank - 2];
   const k = a.shape[rank - 1], n = b.shape[rank - 1];
   const batch = call.outputs[0].shape.slice(0, rank - 2);
