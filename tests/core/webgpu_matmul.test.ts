@@ -119,35 +119,30 @@ for (const as of kinds) {
   gpuTest(`matmul: an epilogue with bias and residual, ${as}`, async () => {
     const acc: Expr = { kind: "acc", type: "f32" };
     const slot: Expr = { kind: "scalar", type: "i32", slot: 0 };
-    const shapes = [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8], [70, 8, 48], [3, 14, 36]];
-    for (const [m, k, n] of shapes) {
-      for (const dtype of ["f32", "bf16"] as const) {
-        // The residual lies as the product does, or turned; what it is multiplied by is known, or not.
-        for (const turned of [false, true]) {
-          const a = operand([m, k]), b = operand([k, n], [1, 0]);
-          const bias = operand([n]), residual = operand([m, n], turned ? [1, 0] : [0, 1]);
-          const factor = turned ? cast(slot, "f32") : constant("f32", 3);
-          const body = apply(
-            "mul",
-            apply(
-              "add",
-              apply("add", acc, load("f32", 2, [0, 1])),
-              load("f32", 3, turned ? [1, m] : [n, 1]),
-            ),
-            factor,
-          );
+    // A residual that lies as the product does, times a constant; and a turned one, times a scalar.
+    const cases: [number[][], number[], Expr][] = [
+      [[[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]], [1, 0], cast(slot, "f32")],
+      [[[64, 20, 48], [5, 7, 9], [70, 8, 48], [3, 14, 36]], [0, 1], constant("f32", 3)],
+    ];
+    for (const [shapes, order, factor] of cases) {
+      for (const [m, k, n] of shapes) {
+        const a = operand([m, k]), b = operand([k, n], [1, 0]);
+        const bias = operand([n]), residual = operand([m, n], order);
+        const rest = load("f32", 3, order[0] === 0 ? [n, 1] : [1, m]);
+        const sum = apply("add", apply("add", acc, load("f32", 2, [0, 1])), rest);
+        const want = oracle(a, b).map((v, i) =>
+          3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
+        );
+        for (const dtype of ["f32", "bf16"] as const) {
           const [got] = await runCall({
             wgsl: matmulWgsl,
             inputs: [a, b],
             outputs: [{ shape: [m, n], dtype }],
             scalars: [3],
-            epilogue: { body, inputs: [bias, residual] },
+            epilogue: { body: apply("mul", sum, factor), inputs: [bias, residual] },
             as,
           });
-          const want = oracle(a, b).map((v, i) =>
-            3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
-          );
-          close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype} ${turned}`);
+          close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype} ${order}`);
         }
       }
     }
