@@ -122,7 +122,11 @@ for (const as of kinds) {
     // A residual that lies as the product does, times a constant; and a turned one, times a scalar.
     const cases: [number[][], number[], Expr][] = [
       [[[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]], [1, 0], cast(slot, "f32")],
-      [[[64, 20, 48], [5, 7, 9], [70, 8, 48], [3, 14, 36]], [0, 1], constant("f32", 3)],
+      [
+        [[64, 20, 48], [5, 7, 9], [70, 8, 48], [3, 14, 36], [40, 20, 8]],
+        [0, 1],
+        constant("f32", 3),
+      ],
     ];
     for (const [shapes, order, factor] of cases) {
       for (const [m, k, n] of shapes) {

@@ -51,18 +51,19 @@ export function vectorEpilogue(module: WgslModule, call: CallKernel): VectorEpil
   const loads = nodesOf(body).filter((e) => e.kind === "load");
   const bound = new Map<number, string>();
   for (const { input } of loads) {
-    if (!bound.has(input)) {
-      bound.set(input, module.bind({ kind: "input", index: input }, "vec4<f32>"));
-    }
+    if (bound.has(input)) continue;
+    bound.set(input, module.bind({ kind: "input", index: input }, "vec4<f32>"));
   }
-  const read = ({ input, offset }: Load, at: string): string =>
-    `${bound.get(input)}[(${at} + ${module.parameter(offset)}) >> 2u]`;
-  const shared = new Map(
-    loads.filter((e) => lies(e, shape) === "row").map((e) => [e, module.name("r")]),
-  );
+  const offsets = new Map(loads.map((e) => [e, module.parameter(e.offset)]));
+  const read = (e: Load, at: string): string =>
+    `${bound.get(e.input)}[(${at} + ${offsets.get(e)}) >> 2u]`;
+  // What the rows in hand share, by name.
+  const shared = new Map<Load, string>();
   return {
-    columns: (column) =>
-      [...shared].map(([e, name]) => `let ${name} = ${read(e, column)};`).join("\n  "),
+    columns: (column) => {
+      for (const e of loads) if (lies(e, shape) === "row") shared.set(e, module.name("r"));
+      return [...shared].map(([e, name]) => `let ${name} = ${read(e, column)};`).join("\n  ");
+    },
     apply: (acc, at) => {
       const { code, values: [value] } = emitExpr(module, [body], {
         acc,

@@ -29,6 +29,11 @@ const COMPONENTS = ["x", "y", "z", "w"] as const;
 /** Steps of the depth that are taken at a time. */
 export const STEPS = [0, 1, 2, 3] as const;
 
+/** Whether lanes have rows of their own, and columns in common: few stores, that an epilogue can stand in. */
+export function isTurned({ m, n }: Product): boolean {
+  return n <= 16 && m > n;
+}
+
 /** The pass. */
 export function registerTile(
   product: Product,
@@ -38,7 +43,7 @@ export function registerTile(
   const { m, n, k, batch } = product;
   const lanes = lanesOf(target);
   // Each lane has four columns of its own, and all have the same rows; with few columns the other way.
-  const turned = n <= 16 && m > n;
+  const turned = isTurned(product);
   const most = target.subgroup ? MOST_LINES : MOST_LINES / 2;
   const lines = Math.min(most, Math.max(powerAbove(turned ? n : m), turned ? 4 : 1));
   const [blockM, blockN] = turned ? [4 * lanes, lines] : [lines, 4 * lanes];

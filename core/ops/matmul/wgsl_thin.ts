@@ -8,7 +8,7 @@
 
 import type { CallKernel } from "../../kernel.ts";
 import { countOf, lanesOf, type WgslPass, type WgslTarget } from "../../wgsl.ts";
-import { hasVectorEpilogue, vectorEpilogue } from "./wgsl_epilogue.ts";
+import { hasVectorEpilogue } from "./wgsl_epilogue.ts";
 import { beginTile, type Product } from "./wgsl_product.ts";
 import { ownLines, placesOf, STEPS } from "./wgsl_register.ts";
 
@@ -29,13 +29,7 @@ export function thinDepth(product: Product, call: CallKernel, target: WgslTarget
   const lanes = lanesOf(target);
   const tilesM = Math.ceil(m / ROWS), tilesN = Math.ceil(n / 4 / lanes);
   const batches = countOf(batch);
-  const { module, functions, sink } = beginTile(
-    product,
-    { ...call, epilogue: null },
-    target,
-    false,
-  );
-  const epilogue = call.epilogue ? vectorEpilogue(module, call) : null;
+  const { module, functions, sink } = beginTile(product, call, target, false);
   const own = ownLines("b", product.b);
   const depths = Array.from({ length: k }, (_, s) => s);
   // B [k, 4]: whole fours of the depth first.
@@ -58,7 +52,6 @@ export function thinDepth(product: Product, call: CallKernel, target: WgslTarget
     : depths.map((s) => `let h${s} = a_at(line, ${s}u);`);
   const element = (s: number): string =>
     subgroup ? module.broadcast(`h${Math.floor(s / lanes)}`, s % lanes) : `h${s}`;
-  const { code: finish, value } = epilogue?.apply("acc", "at") ?? { code: "", value: "acc" };
   const { places, groups } = placesOf(module, [tilesM, tilesN, batches, 1], target);
   const code = `${functions}
 @compute @workgroup_size(${lanes})
@@ -72,7 +65,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   ${own.starts("column", "n")}
   ${depths.map((s) => `var w${s} = vec4<f32>();`).join("\n  ")}
   ${columns.join("\n  ")}
-  ${epilogue?.columns("column") ?? ""}
+  ${sink.columns("column")}
   let origin = ${sink.origin};
   let end = min(tile_m * ${ROWS}u + ${ROWS}u, m);
   for (var row = tile_m * ${ROWS}u; row < end; row++) {
@@ -82,8 +75,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     ${depths.map((s) => `acc += ${element(s)} * w${s};`).join("\n    ")}
     let at = origin + row * n + column;
     ${n % (4 * lanes) === 0 ? "{" : "if (column < n) {"}
-      ${finish}
-      ${sink.vector("at", value)}
+      ${sink.vector("at", "acc")}
     }
   }
 }`;
