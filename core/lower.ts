@@ -68,6 +68,8 @@ export function lower(
   }
 }
 
+const inputSize = (node: Node): number => node.inputs.reduce((sum, i) => sum + sizeOf(i.shape), 0);
+
 class Lowering implements Storages {
   readonly #storages = new Map<Node, Storage>();
   readonly #summaries = new Map<Node, Summary>();
@@ -180,8 +182,11 @@ class Lowering implements Storages {
         node = next;
         if (node.op.kind === "pointwise" && this.#isStored(node)) root = node;
       }
-      // The last kernel wins: the one before it is then an input of the epilogue.
-      if (root && root.dtype === kernel.dtype) this.#kernelOf.set(root, kernel);
+      if (!root || root.dtype !== kernel.dtype) continue;
+      // Of several, the one that waits for the others is the one whose inputs take the least room
+      // meanwhile; what the others compute is then an input of its epilogue.
+      const rival = this.#kernelOf.get(root);
+      if (!rival || inputSize(kernel) <= inputSize(rival)) this.#kernelOf.set(root, kernel);
     }
   }
 

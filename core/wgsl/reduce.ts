@@ -102,6 +102,9 @@ export function reductionWgsl(reduction: Reduction, target: WgslTarget): WgslPro
 // memory, and four columns at a time wait for more of it.
 const CACHED = 2 ** 20;
 
+// Terms that a lane of a software device walks by itself.
+const ALONE = 1024;
+
 function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarget): Layout {
   const rank = space.shape.length;
   const border = rank - space.reduced;
@@ -126,14 +129,16 @@ function layoutOf(space: Space, outputs: number, terms: number, target: WgslTarg
     lanes = Math.min(powerBelow(terms / 4), most / columns);
     if (lanes === 1) columns = Math.min(powerAbove(outputs), most);
   } else {
-    // A software device walks rows with one invocation each, unless there are few.
-    const enough = target.software && outputs >= 64;
+    // A software device walks rows with one invocation each, unless there are few long ones: lanes that
+    // wait for each other take it long to compile.
+    const enough = target.software && (outputs >= 64 || terms <= ALONE);
     lanes = enough || terms <= 8 ? 1 : Math.min(powerBelow(terms / 4), most);
     columns = Math.min(powerAbove(outputs), most / lanes);
   }
   const groups = Math.ceil(outputs / columns);
   const wanted = Math.ceil((target.software ? 8 : 512) / groups);
-  const chunks = Math.max(1, Math.min(wanted, Math.floor(terms / (lanes * 16)), 1024));
+  const least = target.software ? ALONE : lanes * 16;
+  const chunks = Math.max(1, Math.min(wanted, Math.floor(terms / least), 1024));
   const step = fours ? 4 : 1;
   const length = Math.max(1, Math.ceil(terms / chunks / step) * step);
   return {

@@ -1,6 +1,6 @@
 // The matrix product on webgpu against sums in double precision: every kernel it chooses among, as
 // for the device at hand and as for others.
-import { apply, type Expr } from "../../core/expr.ts";
+import { apply, cast, constant, type Expr } from "../../core/expr.ts";
 import { matmulWgsl } from "../../core/ops/matmul/wgsl.ts";
 import type { DType } from "../../core/dtype.ts";
 import type { CallKernel } from "../../core/kernel.ts";
@@ -56,6 +56,8 @@ const SHAPES: [m: number, k: number, n: number][] = [
   [3, 5, 2],
   [130, 20, 24],
   [24, 20, 136],
+  [70, 8, 48],
+  [5, 14, 36],
   [1, 1, 1],
   [33, 0, 5],
 ];
@@ -115,32 +117,37 @@ for (const as of kinds) {
   });
 
   gpuTest(`matmul: an epilogue with bias and residual, ${as}`, async () => {
-    for (const [m, k, n] of [[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]]) {
-      for (const dtype of ["f32", "bf16"] as const) {
+    const acc: Expr = { kind: "acc", type: "f32" };
+    const slot: Expr = { kind: "scalar", type: "i32", slot: 0 };
+    // A residual that lies as the product does, times a constant; and a turned one, times a scalar.
+    const cases: [number[][], number[], Expr][] = [
+      [[[64, 20, 48], [5, 7, 9], [1, 64, 12], [8, 1200, 8]], [1, 0], cast(slot, "f32")],
+      [
+        [[64, 20, 48], [5, 7, 9], [70, 8, 48], [3, 14, 36], [40, 20, 8]],
+        [0, 1],
+        constant("f32", 3),
+      ],
+    ];
+    for (const [shapes, order, factor] of cases) {
+      for (const [m, k, n] of shapes) {
         const a = operand([m, k]), b = operand([k, n], [1, 0]);
-        const bias = operand([n]), residual = operand([m, n], [1, 0]);
-        const acc: Expr = { kind: "acc", type: "f32" };
-        const body = apply(
-          "mul",
-          apply("add", apply("add", acc, load("f32", 2, [0, 1])), load("f32", 3, [1, m])),
-          { kind: "scalar", type: "i32", slot: 0 } as Expr,
-        );
-        const scaled: Expr = {
-          ...body,
-          args: [body.args[0], { kind: "apply", type: "f32", op: "cast", args: [body.args[1]] }],
-        };
-        const [got] = await runCall({
-          wgsl: matmulWgsl,
-          inputs: [a, b],
-          outputs: [{ shape: [m, n], dtype }],
-          scalars: [3],
-          epilogue: { body: scaled, inputs: [bias, residual] },
-          as,
-        });
+        const bias = operand([n]), residual = operand([m, n], order);
+        const rest = load("f32", 3, order[0] === 0 ? [n, 1] : [1, m]);
+        const sum = apply("add", apply("add", acc, load("f32", 2, [0, 1])), rest);
         const want = oracle(a, b).map((v, i) =>
           3 * (v + element(bias, i % n) + element(residual, Math.floor(i / n), i % n))
         );
-        close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype}`);
+        for (const dtype of ["f32", "bf16"] as const) {
+          const [got] = await runCall({
+            wgsl: matmulWgsl,
+            inputs: [a, b],
+            outputs: [{ shape: [m, n], dtype }],
+            scalars: [3],
+            epilogue: { body: apply("mul", sum, factor), inputs: [bias, residual] },
+            as,
+          });
+          close(got, want, dtype === "f32" ? 1e-5 : 8e-3, `${m}x${k}x${n} ${dtype} ${order}`);
+        }
       }
     }
   });

@@ -1,7 +1,7 @@
 /**
- * The matrix product in WGSL. Which kernel: thin products are reductions; else a real GPU works on
- * tiles in workgroup memory, and a software device on tiles in registers alone, because there
- * workgroup memory costs more than it saves.
+ * The matrix product in WGSL. Which kernel: a real GPU makes a reduction of few rows or columns, else
+ * works on tiles in workgroup memory. A software device works on tiles in registers alone, because
+ * there workgroup memory costs more than it saves; where the depth is small, one side's stay there.
  *
  * @module
  */
@@ -24,8 +24,10 @@ import {
 } from "../../wgsl.ts";
 import { widened } from "./product.ts";
 import { type Product, productOf } from "./wgsl_product.ts";
-import { registerTile } from "./wgsl_register.ts";
+import { hasVectorEpilogue } from "./wgsl_epilogue.ts";
+import { isTurned, registerTile } from "./wgsl_register.ts";
 import { sharedTile } from "./wgsl_shared.ts";
+import { isThinDepth, thinDepth } from "./wgsl_thin.ts";
 
 // Products with at most this many rows or columns are read-bound: no element is used often enough
 // for a tile to pay.
@@ -42,9 +44,13 @@ export function matmulWgsl(call: CallKernel, target: WgslTarget): WgslProgram {
 
 /** The program of `product` in tiles: the sides may be read in ways of their own. */
 export function tiled(product: Product, call: CallKernel, target: WgslTarget): WgslProgram {
-  // A software device takes long to compile an epilogue in a tile; apart it is computed in vectors.
+  if (isThinDepth(product, call, target)) {
+    return { passes: [thinDepth(product, call, target)], workspace: 0 };
+  }
+  // A software device takes long to compile an epilogue for each store; apart it is computed in vectors.
   const [output] = call.outputs;
-  const apart = target.software && output.dtype === "f32" ? call.epilogue : null;
+  const within = isTurned(product) && hasVectorEpilogue(call);
+  const apart = target.software && output.dtype === "f32" && !within ? call.epilogue : null;
   const { pass, chunks } = target.software
     ? registerTile(product, apart ? { ...call, epilogue: null } : call, target)
     : sharedTile(product, call, target);

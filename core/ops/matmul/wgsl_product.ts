@@ -18,6 +18,7 @@ import {
   type WgslPass,
   type WgslTarget,
 } from "../../wgsl.ts";
+import { hasVectorEpilogue, vectorEpilogue } from "./wgsl_epilogue.ts";
 
 /** One operand as a matrix for each batch element. */
 export interface Side {
@@ -144,6 +145,8 @@ export interface Sink {
   readonly store: (at: string, value: string) => string;
   /** Statements that store four elements from `at`, a multiple of four, on. */
   readonly vector: (at: string, value: string) => string;
+  /** Statements before all stores to four columns, the first of which is `column`. */
+  readonly columns: (column: string) => string;
 }
 
 /** The sink of `product`; where `split`, results go to the workspace of chunk `chunk`. */
@@ -161,7 +164,10 @@ function sinkOf(
     ? `chunk * ${module.parameter(countOf(output.shape))} + `
     : "";
   const origin = `${from}batch * ${module.parameter(m * n)}`;
-  const plain = split || (!call.epilogue && output.dtype === "f32");
+  const vectors = !split && module.target.software && hasVectorEpilogue(call)
+    ? vectorEpilogue(module, call)
+    : null;
+  const plain = split || vectors || (!call.epilogue && output.dtype === "f32");
   if (plain && n % 4 === 0) {
     const variable = module.bind(source, "vec4<f32>", true);
     return {
@@ -169,7 +175,11 @@ function sinkOf(
       origin,
       vectors: true,
       store: (at, value) => `${variable}[(${at}) >> 2u][(${at}) & 3u] = ${value};`,
-      vector: (at, value) => `${variable}[(${at}) >> 2u] = ${value};`,
+      vector: (at, value) => {
+        const done = vectors?.apply(value, at) ?? { code: "", value };
+        return `${done.code} ${variable}[(${at}) >> 2u] = ${done.value};`;
+      },
+      columns: vectors?.columns ?? (() => ""),
     };
   }
   const narrow = bytesOf(output.dtype) === 2 && !split;
@@ -184,7 +194,7 @@ function sinkOf(
     : "";
   const store = (at: string, value: string): string =>
     array.store(at, epilogue ? `epilogue(${value}, ${at})` : value);
-  return { code: epilogue, origin, vectors: false, store, vector: store };
+  return { code: epilogue, origin, vectors: false, store, vector: store, columns: () => "" };
 }
 
 /** What a tiled kernel begins with: its module, the functions of both sides and of the store, the sink. */
@@ -231,9 +241,11 @@ export function storeTile(
     exact ? statement : `if (${row} < ${m} && ${column} < ${n}) { ${statement} }`;
   const lines = [`let origin = ${sink.origin};`];
   if (sink.vectors) {
-    for (let i = 0; i < rows; i++) {
-      for (let j = 0; j < vectors; j++) {
-        const [row, column] = [rowOf(`${i}u`), columnOf(`${j}u`)];
+    for (let j = 0; j < vectors; j++) {
+      const column = columnOf(`${j}u`);
+      lines.push(sink.columns(column));
+      for (let i = 0; i < rows; i++) {
+        const row = rowOf(`${i}u`);
         const at = `(origin + (${row}) * ${n} + ${column})`;
         lines.push(inside(row, column, sink.vector(at, name(i, j))));
       }

@@ -26,7 +26,13 @@ import { beginTile, type Product, type Side, storeTile, type TiledPass } from ".
 const MOST_LINES = 32;
 
 const COMPONENTS = ["x", "y", "z", "w"] as const;
-const STEPS = [0, 1, 2, 3] as const;
+/** Steps of the depth that are taken at a time. */
+export const STEPS = [0, 1, 2, 3] as const;
+
+/** Whether lanes have rows of their own, and columns in common: few stores, that an epilogue can stand in. */
+export function isTurned({ m, n }: Product): boolean {
+  return n <= 16 && m > n;
+}
 
 /** The pass. */
 export function registerTile(
@@ -37,7 +43,7 @@ export function registerTile(
   const { m, n, k, batch } = product;
   const lanes = lanesOf(target);
   // Each lane has four columns of its own, and all have the same rows; with few columns the other way.
-  const turned = n <= 16 && m > n;
+  const turned = isTurned(product);
   const most = target.subgroup ? MOST_LINES : MOST_LINES / 2;
   const lines = Math.min(most, Math.max(powerAbove(turned ? n : m), turned ? 4 : 1));
   const [blockM, blockN] = turned ? [4 * lanes, lines] : [lines, 4 * lanes];
@@ -104,7 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 }
 
 /** How a side is read in the kernel: statements, and the expressions that they make. */
-interface Reading {
+export interface Reading {
   /** Says where the lines from `first` on begin; those past the last of `size` repeat others. */
   readonly starts: (first: string, size: string) => string;
   /** Loads for four steps of k, and for one. */
@@ -175,7 +181,7 @@ function commonLines(
 }
 
 /** Four lines for each lane: `value4(s)` is the four at k + s. */
-function ownLines(
+export function ownLines(
   name: string,
   side: Side,
 ): Reading & { value4: (s: number) => string; value1: string } {
@@ -205,9 +211,11 @@ function ownLines(
   };
 }
 
-// Statements that say which tile, batch element and chunk a workgroup is for, and the workgroups.
-// Dividing by a parameter is slow, so the dispatch has a dimension for each wherever it is long enough.
-function placesOf(
+/**
+ * Statements that say which tile, batch element and chunk a workgroup is for, and the workgroups.
+ * Dividing by a parameter is slow, so the dispatch has a dimension for each wherever it is long enough.
+ */
+export function placesOf(
   module: WgslModule,
   [tilesM, tilesN, batches, chunks]: readonly number[],
   target: WgslTarget,
