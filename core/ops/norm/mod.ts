@@ -2,7 +2,7 @@ import { customFunction } from "../../autograd.ts";
 import { recordsGradients } from "../../graph.ts";
 import type { CallKernel, Operand } from "../../kernel.ts";
 import { kernel, type KernelOp, recordKernel } from "../../op.ts";
-import { sizeOf } from "../../shape.ts";
+import { rowMajor } from "../../shape.ts";
 import type { Tensor } from "../../tensor.ts";
 import { concatenate } from "../concatenate.ts";
 import { normGradientWasm } from "./wasm.ts";
@@ -24,14 +24,17 @@ interface Wanted {
 type Gradients = readonly [input: Tensor | null, weight: Tensor | null, bias: Tensor | null];
 
 /**
- * The gradient's op, on the cpu alone: x [N, D], its gradient [N, D], scale [N], (mean [N]),
- * (weight [D]) → the gradients of x [N, D], (weight [D]), (bias [D]).
+ * The gradient's op, on the cpu alone: x [..., D], its gradient [..., D], scale [..., 1], (mean [..., 1]),
+ * (weight [D]) → the gradients of x [..., D], (weight [D]), (bias [D]).
  */
 export const normGradientOp: KernelOp = kernel({
   code: {
     name: "normGradient",
-    accepts: (_index: number, { shape, strides }: Operand) =>
-      strides[shape.length - 1] === 1 || shape[shape.length - 1] === 1,
+    // Rows one after the other.
+    accepts: (_index: number, { shape, strides }: Operand) => {
+      const own = rowMajor(shape);
+      return strides.every((stride, d) => stride === own[d] || shape[d] === 1);
+    },
     epilogue: false,
     wgsl: () => {
       throw new Error("internal: WebGPU composes it of other ops");
@@ -116,14 +119,12 @@ function gradientsOf(
   if (x.device.name !== "cpu" || x.dtype !== "f32" || !wanted.input) {
     return composed(x, g, weight, moments, wanted);
   }
-  const d = x.shape[x.rank - 1];
-  const n = sizeOf(x.shape.slice(0, -1));
   const { mean, scale } = moments;
-  const inputs = [x.reshape(n, d), g.reshape(n, d), scale.reshape(n)];
-  if (mean) inputs.push(mean.reshape(n));
+  const inputs = [x, g, scale];
+  if (mean) inputs.push(mean);
   if (weight) inputs.push(weight);
-  const affine = [wanted.weight, wanted.bias].filter((is) => is);
-  const outputs = [[n, d], ...affine.map(() => [d])].map((shape) => ({ shape, dtype: x.dtype }));
+  const affine = [wanted.weight, wanted.bias].filter((is) => is).map(() => x.shape.slice(-1));
+  const outputs = [x.shape, ...affine].map((shape) => ({ shape, dtype: x.dtype }));
   const [input, ...rest] = recordKernel(normGradientOp, inputs, outputs, {
     centred: mean !== null,
     weighted: weight !== null,
@@ -131,7 +132,7 @@ function gradientsOf(
     bias: wanted.bias,
   });
   return [
-    input.reshape(x.shape),
+    input,
     wanted.weight ? rest[0] : null,
     wanted.bias ? rest[rest.length - 1] : null,
   ];

@@ -35,7 +35,7 @@ const SIDE = 2;
 
 /** The program of a norm's gradient; inputs and outputs as {@linkcode CallKernel.attrs} tell. */
 export function normGradientWasm(call: CallKernel): WasmProgram {
-  const [n, d] = call.outputs[0].shape;
+  const { n, d } = rowsOf(call);
   const sums = call.outputs.length - 1;
   if (d === 0) return { stages: [], workspace: 0, scratch: 0 };
   const each = Math.max(1, Math.min(SEQUENTIAL, Math.ceil(n / UNITS)));
@@ -49,6 +49,13 @@ export function normGradientWasm(call: CallKernel): WasmProgram {
     stages.push({ units: 1, cost: sums * units * d / 8, build: (f) => addParts(f, call, units) });
   }
   return { stages, workspace: 4 * units * sums * padded(d), scratch: 0 };
+}
+
+/** x [..., D] as n rows of d. */
+function rowsOf(call: CallKernel): { n: number; d: number } {
+  const { shape } = call.outputs[0];
+  const d = shape[shape.length - 1];
+  return { n: shape.slice(0, -1).reduce((n, size) => n * size, 1), d };
 }
 
 /** Elements of a sum over rows in the workspace: whole vectors. */
@@ -67,7 +74,7 @@ class Rows {
   constructor(f: KernelFunc, call: CallKernel) {
     this.#f = f;
     this.#call = call;
-    this.#d = call.outputs[0].shape[1];
+    this.#d = rowsOf(call).d;
     const { centred, weighted } = call.attrs;
     this.#mean = centred ? 3 : null;
     this.#weight = weighted ? call.inputs.length - 1 : null;
@@ -75,7 +82,7 @@ class Rows {
 
   emit(each: number): void {
     const f = this.#f;
-    const n = this.#call.outputs[0].shape[0];
+    const { n } = rowsOf(this.#call);
     const sums = this.#call.outputs.length - 1;
     const bytes = 4 * sums * padded(this.#d);
     const part = f.let(add(f.workspace(), mul(f.unit, bytes)));
@@ -86,10 +93,11 @@ class Rows {
     f.upTo(row, end, 1, () => this.#rows(row, 1, part));
   }
 
-  /** Address of element [row, 0], or [row], of an input. */
+  /** Address of a row of an input. */
   #at(input: number, row: Code): Local {
-    const { strides, offset } = this.#call.inputs[input];
-    return this.#f.let(add(this.#f.input(input), mul(row, 4 * strides[0]), 4 * offset));
+    const { shape, offset } = this.#call.inputs[input];
+    const bytes = 4 * shape[shape.length - 1];
+    return this.#f.let(add(this.#f.input(input), mul(row, bytes), 4 * offset));
   }
 
   #rows(first: Local, side: number, part: Local): void {
@@ -227,7 +235,7 @@ function halves(value: Local): { low: Code; high: Code } {
 
 /** Adds the units' parts of the sums over rows: [units, sums, D] → [D] each. */
 function addParts(f: KernelFunc, call: CallKernel, units: number): void {
-  const d = call.outputs[0].shape[1];
+  const { d } = rowsOf(call);
   const sums = call.outputs.length - 1;
   const line = 4 * padded(d);
   for (let s = 0; s < sums; s++) {
