@@ -17,6 +17,8 @@ import {
 } from "@jax-js/jax";
 import type { Case } from "../cases.ts";
 import { jaxJsGpt, oneHot } from "./jax_js_gpt.ts";
+import { jaxJsLlamaGeneration } from "./jax_js_generation.ts";
+import { jaxJsLora } from "./jax_js_lora.ts";
 import { GPTS, SPEC } from "../small_gpt/spec.ts";
 import { integers, numbers, power, type Side, type Work } from "../sides/work.ts";
 import { serve } from "../sides/serve.ts";
@@ -28,7 +30,7 @@ async function jaxJsSide(device: "wasm" | "webgpu"): Promise<Side> {
   defaultDevice(device);
   return {
     name: `jax-js 0.1.25, ${device === "wasm" ? "wasm" : "WebGPU"}`,
-    open: (work) => Promise.resolve(open(work)),
+    open: async (work, data) => await open(work, data),
   };
 }
 
@@ -80,7 +82,7 @@ function withGradients(
   });
 }
 
-function open(work: Case): Work | null {
+async function open(work: Case, data: string | null): Promise<Work | null> {
   const { sizes } = work;
   switch (work.kind) {
     case "matmul": {
@@ -138,18 +140,34 @@ function open(work: Case): Work | null {
     }
     case "AdamW":
       return adamW(work);
-    case "step": {
-      const { step } = jaxJsGpt(GPTS[work.gpt!], work.method!);
-      const losses: number[] = [];
+    case "step":
+      return training(jaxJsGpt(GPTS[work.gpt!], work.method!).step);
+    case "stories":
+      return training(await jaxJsLora(data!, sizes.batch, sizes.sequence));
+    case "prompt":
+    case "decode": {
+      const prompt = integers(sizes.prompt, 6, 32000);
+      const { generate, dispose } = await jaxJsLlamaGeneration(data!, prompt, sizes.count);
+      let tokens: number[] = [];
       return {
-        run: async () => void losses.push(await step(losses.length)),
-        value: () => Promise.resolve(losses),
+        run: async () => void (tokens = await generate()),
+        value: () => Promise.resolve(tokens),
+        close: dispose,
       };
     }
-    // The gradient of a lookup is a scatter, which its `jit` refuses; it has no Llama and no cache.
+    // The gradient of a lookup is a scatter, which its `jit` refuses; loading is another package.
     default:
       return null;
   }
+}
+
+/** Training steps; their losses are the value. */
+function training(step: (index: number) => Promise<number>): Work {
+  const losses: number[] = [];
+  return {
+    run: async () => void losses.push(await step(losses.length)),
+    value: () => Promise.resolve(losses),
+  };
 }
 
 /** A loss, and its gradient to the first argument. */

@@ -7,7 +7,8 @@
 import { blockUntilReady, jit, nn, numpy as np, tree, valueAndGrad } from "@jax-js/jax";
 import { batch, type GptSizes, type Method, SPEC, trains, weights } from "../small_gpt/spec.ts";
 
-type Weights = { [name: string]: np.Array };
+/** Arrays by name. */
+export type Weights = { [name: string]: np.Array };
 
 const { epsilon, scale } = SPEC;
 
@@ -65,7 +66,41 @@ function loss(
   return picked.sum().mul(-1 / rows);
 }
 
-type State = { trained: Weights; first: Weights; second: Weights };
+/** What a step changes: the weights in training, and AdamW's moments. */
+export type State = { trained: Weights; first: Weights; second: Weights };
+
+/** What AdamW needs to know of step `index`: the size of its step, and the second moment's correction. */
+export function corrections(index: number): [stepSize: np.Array, correction: np.Array] {
+  const { lr, betas: [beta1, beta2] } = SPEC;
+  return [
+    np.array(lr / (1 - beta1 ** (index + 1))).reshape([]),
+    np.array(1 / Math.sqrt(1 - beta2 ** (index + 1))).reshape([]),
+  ];
+}
+
+/** The state after a step of AdamW, written out for use in a `jit`. */
+export function adamW(
+  { trained, first, second }: State,
+  gradients: Weights,
+  stepSize: np.Array,
+  correction: np.Array,
+): State {
+  const { lr, betas: [beta1, beta2], adamEpsilon, weightDecay } = SPEC;
+  const next: State = { trained: {}, first: {}, second: {} };
+  for (const name of Object.keys(trained)) {
+    const g = gradients[name];
+    const m = first[name].mul(beta1).add(g.ref.mul(1 - beta1));
+    const v = second[name].mul(beta2).add(np.square(g).mul(1 - beta2));
+    const denominator = np.sqrt(v.ref).mul(correction.ref).add(adamEpsilon);
+    next.trained[name] = trained[name].mul(1 - lr * weightDecay)
+      .sub(m.ref.div(denominator).mul(stepSize.ref));
+    next.first[name] = m;
+    next.second[name] = v;
+  }
+  stepSize.dispose();
+  correction.dispose();
+  return next;
+}
 
 /** The GPT in training, on the default device. */
 export function jaxJsGpt(
@@ -82,7 +117,6 @@ export function jaxJsGpt(
     first[name] = np.zeros([...shape]);
     second[name] = np.zeros([...shape]);
   }
-  const { lr, betas: [beta1, beta2], adamEpsilon, weightDecay } = SPEC;
   const lossOf = (trained: Weights, frozen: Weights, inputs: np.Array, targets: np.Array) =>
     loss(sizes, { ...trained, ...frozen }, inputs, targets);
 
@@ -94,29 +128,15 @@ export function jaxJsGpt(
     stepSize: np.Array,
     correction: np.Array,
   ): [np.Array, State, Weights] => {
-    const { trained, first, second } = state;
     // Gradients of frozen weights are asked for, and thrown away by the caller: with them among its
     // results `jit` fuses less, computes less twice, and takes half as long as without.
     const [value, [gradients, unused]] = valueAndGrad(lossOf, { argnums: [0, 1] })(
-      tree.ref(trained),
+      tree.ref(state.trained),
       frozen,
       inputs,
       targets,
     );
-    const next: State = { trained: {}, first: {}, second: {} };
-    for (const name of Object.keys(trained)) {
-      const g = gradients[name] as np.Array;
-      const m = first[name].mul(beta1).add(g.ref.mul(1 - beta1));
-      const v = second[name].mul(beta2).add(np.square(g).mul(1 - beta2));
-      const denominator = np.sqrt(v.ref).mul(correction.ref).add(adamEpsilon);
-      next.trained[name] = trained[name].mul(1 - lr * weightDecay)
-        .sub(m.ref.div(denominator).mul(stepSize.ref));
-      next.first[name] = m;
-      next.second[name] = v;
-    }
-    stepSize.dispose();
-    correction.dispose();
-    return [value, next, unused as Weights];
+    return [value, adamW(state, gradients, stepSize, correction), unused as Weights];
   });
 
   let state: State = { trained, first, second };
@@ -128,8 +148,7 @@ export function jaxJsGpt(
         tree.ref(frozen),
         np.array(inputs),
         np.array(targets),
-        np.array(lr / (1 - beta1 ** (index + 1))).reshape([]),
-        np.array(1 / Math.sqrt(1 - beta2 ** (index + 1))).reshape([]),
+        ...corrections(index),
       );
       state = next;
       tree.dispose(unused);

@@ -34,7 +34,7 @@ async function answer(side: Side, request: Request, opened: { work: Work | null 
   if (request.ask === "open") {
     opened.work?.close?.();
     opened.work = null;
-    opened.work = await side.open(request.case);
+    opened.work = await side.open(request.case, request.data);
     return { has: opened.work !== null, ms: ms() };
   }
   const work = opened.work!;

@@ -24,8 +24,8 @@ export interface Work {
 export interface Side {
   /** Library, version, what it runs on. */
   readonly name: string;
-  /** Null where the side has no code for the case. */
-  open(work: Case): Promise<Work | null>;
+  /** Null where the side has no code for the case. `data` is a folder that the case needs. */
+  open(work: Case, data: string | null): Promise<Work | null>;
 }
 
 /**
