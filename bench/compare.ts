@@ -39,9 +39,9 @@ export interface Effort {
 
 /** How far values may be from graft's, relative to the larger. */
 const TOLERANCE = 2e-3;
-/** Milliseconds that a training step is repeated for before it is measured. */
+/** Milliseconds that training and generation are repeated for before they are measured. */
 const WARMING = 4000;
-/** Milliseconds of a sample of training: others have filled the caches since the one before. */
+/** Milliseconds of a sample of those: others have filled the caches since the one before. */
 const STEADY = 400;
 /** Training goes different ways after a while; so many losses are compared. */
 const COMPARED = 5;
@@ -65,6 +65,7 @@ export class Sides {
   ): Promise<Outcome> {
     const sides = new Map<string, Measured | string | null>();
     const fresh = work.kind === "step" || work.kind === "stories";
+    const steady = fresh || work.kind === "prompt" || work.kind === "decode";
     const runners: { label: string; process: SideProcess; first: number; reps: number }[] = [];
     const samples = new Map<string, number[]>();
     const spent = new Map<string, number>();
@@ -91,10 +92,10 @@ export class Sides {
         const { ms } = first < effort.budget / 2
           ? await process.ask({ ask: "run", times: 1 })
           : { ms: first };
-        // Engines compile what runs often, and training runs for long: what counts comes after that.
-        const warming = fresh ? Math.floor(WARMING / ms!) : 0;
+        // Engines compile what runs often, and this runs for long: what counts comes after that.
+        const warming = steady ? Math.floor(WARMING / ms!) : 0;
         if (warming > 0) await process.ask({ ask: "run", times: warming });
-        const sample = fresh ? STEADY : effort.sample;
+        const sample = steady ? STEADY : effort.sample;
         const reps = Math.min(200, Math.max(1, Math.round(sample / ms!)));
         runners.push({ label, process, first: opened! + first, reps });
         samples.set(label, []);
