@@ -14,6 +14,7 @@ import {
   type Code,
   f32x4,
   f64x2,
+  firstLanes,
   i32,
   i32x4,
   type KernelFunc,
@@ -258,7 +259,7 @@ class NestEmitter {
       const i = f.let(from);
       this.#body.vectors(i, to, (count, left) => {
         const value = this.#body.value(kernel.body);
-        for (let u = 0; u < count; u++) sums.add(u, left ? sums.only(value[u], left) : value[u]);
+        for (let u = 0; u < count; u++) sums.add(u, left ? sums.first(value[u], left) : value[u]);
       });
     };
     this.#terms(0, sums, SEQUENTIAL * 4 * unroll, () => {
@@ -385,9 +386,8 @@ class Sums {
   }
 
   /** `value` in the first `left` lanes, else the neutral element. */
-  only(value: Code, left: number): Code {
-    const mask = [0, 1, 2, 3].map((j) => j < left ? -1 : 0);
-    return v128.bitselect(value, this.#neutral, this.#f.hoist(i32x4.const(...mask)));
+  first(value: Code, left: number): Code {
+    return v128.bitselect(value, this.#neutral, firstLanes(this.#f, left));
   }
 
   /** Hands the f32 sums on. */

@@ -9,6 +9,11 @@ import { bytesOf, type DType } from "../dtype.ts";
 import { type Code, f32x4, i32x4, type Int, v128 } from "./code.ts";
 import type { Func } from "./func.ts";
 
+/** A mask of the first `count` lanes. */
+export function firstLanes(f: Func, count: number): Code {
+  return f.hoist(i32x4.const(...[0, 1, 2, 3].map((lane) => lane < count ? -1 : 0)));
+}
+
 /** Loads four elements that lie side by side. */
 export function loadVector(f: Func, dtype: DType, address: Int, offset: number = 0): Code {
   const raw = bytesOf(dtype) === 2 ? v128.load16x4_u(address, offset) : v128.load(address, offset);

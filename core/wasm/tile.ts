@@ -6,8 +6,8 @@
  */
 
 import type { DType } from "../dtype.ts";
-import { add, type Code, f32x4, i32, i32x4, type Int, int, type Local, v128 } from "./code.ts";
-import { loadVector } from "./elements.ts";
+import { add, type Code, f32x4, i32, type Int, int, type Local, v128 } from "./code.ts";
+import { firstLanes, loadVector } from "./elements.ts";
 import type { Func } from "./func.ts";
 import type { Vectors } from "./vectors.ts";
 
@@ -222,7 +222,7 @@ export function emitDotTile(
     let rest = loops(depth, ways);
     if (ways > 1) rest = loops(rest, 1);
     if (rest > 0) {
-      step(0, f.hoist(i32x4.const(...[0, 1, 2, 3].map((i) => i < rest ? -1 : 0))));
+      step(0, firstLanes(f, rest));
     }
     for (let r = 0; r < rows; r++) {
       for (let j = 0; j < together; j++) {

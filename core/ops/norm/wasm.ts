@@ -12,8 +12,8 @@ import {
   type Code,
   f32x4,
   f64x2,
+  firstLanes,
   i32,
-  i32x4,
   type KernelFunc,
   least,
   loadSplat,
@@ -193,7 +193,7 @@ class Rows {
 /** The first `left` lanes, the others 0. */
 function firstOf(f: KernelFunc, value: Code, left: number): Code {
   if (left === 4) return value;
-  return v128.and(value, f.hoist(i32x4.const(...[0, 1, 2, 3].map((j) => j < left ? -1 : 0))));
+  return v128.and(value, firstLanes(f, left));
 }
 
 /** The sum of a row, which goes on from f32 into f64. */
